@@ -1,0 +1,107 @@
+"""Who is acting, from where: one context variable that the calling side reads.
+
+Middleware or application code binds it; every audit call made in the same thread, task or copied
+context picks the values up. The pipeline's own threads never read it, so a value can neither leak
+into another request nor be lost on the way to the listener.
+
+The variable holds an immutable mapping that is replaced as a whole, which makes it right under
+threads, ``asyncio`` tasks, ``asyncio.to_thread`` and ``contextvars.copy_context`` alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from types import MappingProxyType
+from typing import TypedDict, Unpack
+
+__all__ = [
+    "CONTEXT_FIELDS",
+    "AuditContextFields",
+    "audit_context",
+    "bind_audit_context",
+    "clear_audit_context",
+    "get_audit_context",
+    "reset_audit_context",
+]
+
+
+class AuditContextFields(TypedDict, total=False):
+    """The event fields that a context can supply; explicit ``extra`` values win over them."""
+
+    tenant_id: str | None
+    actor_id: str | None
+    entity_type: str | None
+    entity_id: str | None
+    outcome: str | None
+    request_id: str | None
+    ip_address: str | None
+    user_agent: str | None
+
+
+CONTEXT_FIELDS = frozenset(AuditContextFields.__annotations__)
+
+_EMPTY: Mapping[str, str | None] = MappingProxyType({})
+_current: ContextVar[Mapping[str, str | None]] = ContextVar("logbun_audit_context", default=_EMPTY)
+
+#: What the hot path calls: the mapping in force, never None.
+current_context = _current.get
+
+
+def get_audit_context() -> Mapping[str, str | None]:
+    """Return the values in force here, read-only."""
+    return MappingProxyType(dict(_current.get()))
+
+
+def bind_audit_context(
+    **fields: Unpack[AuditContextFields],
+) -> Token[Mapping[str, str | None]]:
+    """Add *fields* to the context from here on; a value of None unsets a field.
+
+    Returns a token for :func:`reset_audit_context`. Prefer :func:`audit_context`, which cannot be
+    left bound by mistake.
+
+    Raises:
+        TypeError: a name is not one of :class:`AuditContextFields`.
+    """
+    unknown = fields.keys() - CONTEXT_FIELDS
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        allowed = ", ".join(sorted(CONTEXT_FIELDS))
+        msg = f"unknown audit context field(s) {names}: allowed are {allowed}"
+        raise TypeError(msg)
+    merged = {**_current.get(), **fields}
+    return _current.set({name: value for name, value in merged.items() if value is not None})
+
+
+def reset_audit_context(token: Token[Mapping[str, str | None]]) -> None:
+    """Put back what was in force before the bind that returned *token*.
+
+    A token from another context (a generator finished in another task, say) cannot be reset there;
+    the context is then cleared, which is the safe side: better no tenant than a wrong one.
+    """
+    try:
+        _current.reset(token)
+    except ValueError:
+        _current.set(_EMPTY)
+
+
+def clear_audit_context() -> None:
+    """Forget every bound field in this thread or task."""
+    _current.set(_EMPTY)
+
+
+@contextmanager
+def audit_context(**fields: Unpack[AuditContextFields]) -> Iterator[None]:
+    """Bind *fields* for the length of a ``with`` block; blocks nest, inner values win.
+
+    >>> with audit_context(tenant_id="t1", ip_address="203.0.113.9"):
+    ...     get_audit_context()["tenant_id"]
+    't1'
+    """
+    token = bind_audit_context(**fields)
+    try:
+        yield
+    finally:
+        reset_audit_context(token)

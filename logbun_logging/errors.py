@@ -1,0 +1,70 @@
+"""Every exception that logbun_logging raises, each named for what the caller can do about it.
+
+A logging call never raises any of them: they come from set-up, queries and operations.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterUnavailableError",
+    "ConfigurationError",
+    "LogbunError",
+    "NotReadyError",
+    "QueryError",
+    "RejectedEventsError",
+    "TenantRequiredError",
+]
+
+
+class LogbunError(Exception):
+    """Base of all errors of this library."""
+
+
+class ConfigurationError(LogbunError, ValueError):
+    """An option is wrong: mend the configuration.
+
+    The message names the option, the value that was given and what is allowed.
+    """
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        self.option = option
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{option}={_shown(value)}: allowed is {allowed}")
+
+
+class NotReadyError(LogbunError):
+    """The database cannot be used now (the cause is chained): wait, or mend the database.
+
+    Calls are still accepted and kept meanwhile.
+    """
+
+
+class QueryError(LogbunError, ValueError):
+    """A query argument is wrong: mend the call."""
+
+
+class TenantRequiredError(QueryError):
+    """A query came without a tenant although ``require_tenant_id`` is on: pass ``tenant_id``."""
+
+
+class AdapterUnavailableError(LogbunError):
+    """Raised by adapters when the database cannot be reached at all.
+
+    Delivery takes it for an outage: it waits and tries again, and never holds it against the batch.
+    """
+
+
+class RejectedEventsError(LogbunError):
+    """Raised by adapters when the database is well but refuses these rows.
+
+    Delivery does not wait: it splits the batch until only the refused rows are set aside.
+    """
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # a hostile __repr__ must not hide the message
+        text = f"<unprintable {type(value).__name__}>"
+    return text if len(text) <= 200 else text[:197] + "..."
