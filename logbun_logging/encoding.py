@@ -1,0 +1,244 @@
+"""From the words of a call to the bytes of an event, on the calling thread.
+
+The fast path builds the struct, encodes it in C and looks at the result: short enough, no ``null``
+that may have been a NaN, no NUL, no key to redact. Whatever does not pass is built again, slowly and
+safely. An event always comes out; the caller never sees an error.
+
+The fast path costs about 1.6 µs of the calling thread for an event of 9 fields (CPython 3.11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from logbun_logging.event import (
+    UNKNOWN_ACTOR,
+    AuditEvent,
+    Entry,
+    encode_event,
+    new_event_id,
+    utc_now,
+    utc_timestamp,
+)
+from logbun_logging.options import LimitOptions
+from logbun_logging.redaction import Redactor
+from logbun_logging.stats import Counters
+from logbun_logging.values import REDACTED, Normalizer, clean_tenant_id, safe_str
+
+__all__ = ["CALL_FIELDS", "EventEncoder"]
+
+_TEXT_FIELDS: Final = (
+    "actor_id",
+    "tenant_id",
+    "entity_type",
+    "entity_id",
+    "outcome",
+    "request_id",
+    "ip_address",
+    "user_agent",
+)
+_OBJECT_FIELDS: Final = ("old_values", "new_values", "metadata")
+
+#: What a call may name; every other key is metadata.
+CALL_FIELDS: Final = frozenset((*_TEXT_FIELDS, *_OBJECT_FIELDS))
+
+
+class EventEncoder:
+    """Encodes calls under one set of limits and redaction rules.
+
+    Args:
+        limits: sizes beyond which values are cut.
+        redactor: what must not be written, or None.
+        counters: told of cuts, unknown actors and calls that could not be encoded.
+    """
+
+    def __init__(
+        self, limits: LimitOptions, redactor: Redactor | None, counters: Counters
+    ) -> None:
+        self._limits = limits
+        self._redactor = redactor
+        self._counters = counters
+        # JSON is never shorter than the string in it, so a short event has no long string.
+        self._safe_size = min(limits.max_string_bytes, limits.max_payload_bytes)
+
+    def encode(
+        self,
+        action: object,
+        fields: Mapping[str, Any],
+        extra: Mapping[str, Any] | None,
+        context: Mapping[str, str | None],
+        created: float,
+    ) -> Entry:
+        """Return the event of one call; never raises.
+
+        Args:
+            action: the log message.
+            fields: the event's fields as given by the caller.
+            extra: what the caller gave under other names; joins the metadata.
+            context: supplies the text fields that the caller did not give.
+            created: POSIX time of the call.
+        """
+        try:
+            return self._encode_fast(action, fields, extra, context, created)
+        except Exception:
+            return self._encode_safely(action, fields, extra, context, created)
+
+    def _encode_fast(
+        self,
+        action: object,
+        fields: Mapping[str, Any],
+        extra: Mapping[str, Any] | None,
+        context: Mapping[str, str | None],
+        created: float,
+    ) -> Entry:
+        # Spelt out field by field: a loop over the names doubles the cost of this function.
+        get, inherited = fields.get, context.get
+        actor = get("actor_id")
+        if actor is None or actor == "":
+            actor = inherited("actor_id")
+        if actor is None:
+            self._counters.add("unknown_actor")
+            actor = UNKNOWN_ACTOR
+        elif type(actor) is not str:
+            actor = str(actor)
+        tenant = get("tenant_id")
+        if tenant is None or tenant == "":
+            tenant = inherited("tenant_id")
+        if tenant is not None and type(tenant) is not str:
+            tenant = str(tenant)
+        entity_type = get("entity_type")
+        if entity_type is None:
+            entity_type = inherited("entity_type")
+        elif type(entity_type) is not str:
+            entity_type = str(entity_type)
+        entity = get("entity_id")
+        if entity is None:
+            entity = inherited("entity_id")
+        elif type(entity) is not str:
+            entity = str(entity)
+        outcome = get("outcome")
+        if outcome is None:
+            outcome = inherited("outcome")
+        elif type(outcome) is not str:
+            outcome = str(outcome)
+        request = get("request_id")
+        if request is None:
+            request = inherited("request_id")
+        elif type(request) is not str:
+            request = str(request)
+        address = get("ip_address")
+        if address is None:
+            address = inherited("ip_address")
+        elif type(address) is not str:
+            address = str(address)
+        agent = get("user_agent")
+        if agent is None:
+            agent = inherited("user_agent")
+        elif type(agent) is not str:
+            agent = str(agent)
+        old, new, metadata = get("old_values"), get("new_values"), get("metadata")
+        if extra:
+            metadata = extra if metadata is None else {**extra, **metadata}
+        if (
+            (old is not None and type(old) is not dict)
+            or (new is not None and type(new) is not dict)
+            or (metadata is not None and type(metadata) is not dict)
+            or type(action) is not str
+        ):
+            raise TypeError  # the safe way converts them
+        payload = encode_event(
+            AuditEvent(
+                new_event_id(),
+                utc_timestamp(created),
+                action,
+                actor,
+                tenant,
+                entity_type,
+                entity,
+                outcome,
+                request,
+                old,
+                new,
+                metadata,
+                address,
+                agent,
+            )
+        )
+        if (
+            len(payload) > self._safe_size
+            or b"null" in payload
+            or b"\\u0000" in payload
+            or (self._redactor is not None and self._redactor.may_match(payload))
+        ):
+            raise ValueError  # may need the safe way
+        return Entry(tenant, payload)
+
+    def _encode_safely(
+        self,
+        action: object,
+        fields: Mapping[str, Any],
+        extra: Mapping[str, Any] | None,
+        context: Mapping[str, str | None],
+        created: float,
+    ) -> Entry:
+        normal = Normalizer(self._limits.max_string_bytes, self._redactor)
+        try:
+            created_at = utc_timestamp(created)
+        except Exception:  # a record made by hand may carry anything
+            created_at = utc_now()
+        values: dict[str, Any] = {"actor_id": UNKNOWN_ACTOR}
+        tenant: str | None = None
+        try:
+            for name in _TEXT_FIELDS:
+                given = fields.get(name)
+                if given is None or (given == "" and name in {"actor_id", "tenant_id"}):
+                    given = context.get(name)
+                if given is None:
+                    continue
+                if name == "tenant_id":
+                    values[name] = tenant = (
+                        clean_tenant_id(safe_str(given), self._limits.max_string_bytes) or None
+                    )
+                elif self._redactor is not None and self._redactor((name,)):
+                    values[name] = REDACTED
+                else:
+                    values[name] = normal.text(given)
+            for name in _OBJECT_FIELDS:
+                if (given := fields.get(name)) is not None:
+                    whole = self._redactor is not None and self._redactor((name,))
+                    values[name] = {"value": REDACTED} if whole else normal.object(given, name)
+            if extra:
+                named = normal.object(extra, "metadata")
+                values["metadata"] = {**named, **values.get("metadata", {})}
+        except Exception as error:
+            # Only a mapping whose own methods raise comes here; what was read so far is kept.
+            self._counters.add("encode_failures")
+            values["metadata"] = {"encode_error": normal.text(f"{type(error).__name__}: {error}")}
+        event = AuditEvent(new_event_id(), created_at, normal.text(action), **values)
+        payload = encode_event(event)
+        if len(payload) > self._limits.max_payload_bytes:
+            payload = self._shrink(event)
+            normal.cuts += 1
+        if normal.cuts:
+            self._counters.add("cut")
+        return Entry(tenant, payload)
+
+    def _shrink(self, event: AuditEvent) -> bytes:
+        """Replace the largest objects by a marked preview until the event fits."""
+        values = {name: getattr(event, name) for name in AuditEvent.__struct_fields__}
+        sizes = {name: len(encode_event(values[name])) for name in _OBJECT_FIELDS}
+        payload = b""
+        for name in sorted(_OBJECT_FIELDS, key=sizes.__getitem__, reverse=True):
+            if values[name] is None:
+                continue
+            text = encode_event(values[name])[:256].decode(errors="ignore")
+            values[name] = {"_truncated": True, "_bytes": sizes[name], "_preview": text}
+            payload = encode_event(AuditEvent(**values))
+            if len(payload) <= self._limits.max_payload_bytes:
+                return payload
+        normal = Normalizer(self._limits.max_payload_bytes // 32)
+        for name in ("action", *_TEXT_FIELDS):
+            if name != "tenant_id" and values[name] is not None:
+                values[name] = normal.text(values[name])
+        return encode_event(AuditEvent(**values))

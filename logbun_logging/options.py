@@ -1,0 +1,403 @@
+"""The options of a trail: typed, with their defaults, checked once at the border.
+
+Everything that comes from a user (keyword arguments, ``dictConfig``, JSON, YAML) passes through
+:func:`parse_options` and leaves as frozen objects. Inside, no dictionary of options is passed on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from cronsim import CronSim, CronSimError
+
+from logbun_logging.errors import ConfigurationError
+from logbun_logging.redaction import Redactor
+
+__all__ = [
+    "BatchingOptions",
+    "DlqOptions",
+    "EventCallback",
+    "FsyncPolicy",
+    "FullPolicy",
+    "LimitOptions",
+    "Mode",
+    "PoolOptions",
+    "RetentionOptions",
+    "RetryOptions",
+    "TenancyMode",
+    "TenancyOptions",
+    "TrailOptions",
+    "WalOptions",
+    "parse_options",
+]
+
+Mode = Literal["volatile", "durable"]
+FsyncPolicy = Literal["always", "interval", "never"]
+FullPolicy = Literal["dlq", "drop", "block"]
+TenancyMode = Literal["single_database", "database_per_tenant"]
+
+
+class EventCallback(Protocol):
+    """What ``on_event`` is called with: the name of what happened, and its details.
+
+    It runs on the pipeline's threads; what it raises is logged and otherwise ignored.
+    """
+
+    def __call__(self, name: str, details: Mapping[str, Any], /) -> object: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingOptions:
+    """When a batch is due, and how many events may wait.
+
+    Attributes:
+        max_size: events of one tenant that make a batch.
+        flush_interval: seconds after which an incomplete batch is due.
+        max_queue_size: events of one tenant that may wait while the database does not keep up.
+        on_queue_full: ``"dlq"`` spills them to disk, ``"drop"`` drops and counts them (volatile
+            mode only), ``"block"`` lets the caller wait up to ``block_timeout`` and then spills.
+        block_timeout: seconds that a caller waits under ``"block"``.
+    """
+
+    max_size: int = 100
+    flush_interval: float = 5.0
+    max_queue_size: int = 1000
+    on_queue_full: FullPolicy = "dlq"
+    block_timeout: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryOptions:
+    """How a failed insert is tried again.
+
+    Attributes:
+        max_retries: tries after the first one, before a batch goes to the DLQ.
+        base_delay: seconds before the first retry; doubles with each one.
+        scan_interval: seconds between DLQ scans.
+        first_scan: seconds from the start to the first DLQ scan.
+        max_scan_attempts: failed scans after which a DLQ file is ``.dead``.
+    """
+
+    max_retries: int = 3
+    base_delay: float = 1.0
+    scan_interval: float = 60.0
+    first_scan: float = 10.0
+    max_scan_attempts: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenancyOptions:
+    """One database for all tenants, or one for each.
+
+    Attributes:
+        mode: ``"single_database"`` or ``"database_per_tenant"``.
+        resolve_connection: for ``"database_per_tenant"``: given a tenant id, returns that tenant's
+            adapter (URL, mapping or instance); may be a coroutine function.
+    """
+
+    mode: TenancyMode = "single_database"
+    resolve_connection: Callable[[str], Any | Awaitable[Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOptions:
+    """The tenant databases that are open at a time.
+
+    Attributes:
+        max_active_connections: the least recently used one is closed beyond this.
+        idle_timeout: seconds after which an unused one is closed.
+    """
+
+    max_active_connections: int = 50
+    idle_timeout: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionOptions:
+    """What is pruned, and when.
+
+    Attributes:
+        days: events older than this are pruned; None keeps them.
+        cron: five-field cron expression, in UTC.
+        tenants: days for single tenants.
+    """
+
+    days: int | None = None
+    cron: str = "0 0 * * *"
+    tenants: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOptions:
+    """Bounds of memory and of single events.
+
+    Attributes:
+        max_total_queued: events of all tenants in memory, in-flight batches included.
+        max_queued_bytes: bytes of the same.
+        max_string_bytes: longer strings are cut at a character and marked.
+        max_payload_bytes: larger events have their largest objects cut and marked.
+    """
+
+    max_total_queued: int = 50_000
+    max_queued_bytes: int = 64 * 1024 * 1024
+    max_string_bytes: int = 2_048
+    max_payload_bytes: int = 64_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalOptions:
+    """The write-ahead log.
+
+    Attributes:
+        segment_bytes: size at which a segment is sealed.
+        sync_interval: seconds between syncs under ``fsync="interval"``.
+    """
+
+    segment_bytes: int = 8 * 1024 * 1024
+    sync_interval: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DlqOptions:
+    """The dead-letter queue's bounds: reached, nothing more is spilled.
+
+    Attributes:
+        max_files: files in all states.
+        max_bytes: bytes in all states.
+    """
+
+    max_files: int = 10_000
+    max_bytes: int = 1024 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrailOptions:
+    """All options of one trail; see the fields' own classes."""
+
+    namespace: str
+    adapter: Any
+    data_dir: Path = Path(".logbun")
+    mode: Mode = "volatile"
+    fsync: FsyncPolicy = "interval"
+    batching: BatchingOptions = BatchingOptions()
+    retry: RetryOptions = RetryOptions()
+    tenancy: TenancyOptions = TenancyOptions()
+    pool: PoolOptions = PoolOptions()
+    retention: RetentionOptions = RetentionOptions()
+    require_tenant_id: bool = False
+    limits: LimitOptions = LimitOptions()
+    wal: WalOptions = WalOptions()
+    dlq: DlqOptions = DlqOptions()
+    insert_timeout: float = 30.0
+    flush_timeout: float = 30.0
+    redact: Redactor | None = None
+    on_event: EventCallback | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the namespace's files."""
+        return self.data_dir / self.namespace
+
+
+_GROUPS: dict[str, type[Any]] = {
+    "batching": BatchingOptions,
+    "retry": RetryOptions,
+    "tenancy": TenancyOptions,
+    "pool": PoolOptions,
+    "retention": RetentionOptions,
+    "limits": LimitOptions,
+    "wal": WalOptions,
+    "dlq": DlqOptions,
+}
+
+#: Smallest and largest allowed number for every numeric option; whole numbers have int bounds.
+_RANGES: dict[str, tuple[float, float]] = {
+    "batching.max_size": (1, 10_000),
+    "batching.flush_interval": (0.01, 3600.0),
+    "batching.max_queue_size": (1, 10_000_000),
+    "batching.block_timeout": (0.0, 3600.0),
+    "retry.max_retries": (0, 100),
+    "retry.base_delay": (0.0, 3600.0),
+    "retry.scan_interval": (0.05, 86_400.0),
+    "retry.first_scan": (0.0, 86_400.0),
+    "retry.max_scan_attempts": (1, 1_000_000),
+    "pool.max_active_connections": (1, 100_000),
+    "pool.idle_timeout": (0.1, 86_400.0),
+    "retention.days": (1, 36_500),
+    "limits.max_total_queued": (1, 100_000_000),
+    "limits.max_queued_bytes": (100_000, 2**40),
+    "limits.max_string_bytes": (256, 64_000),
+    "limits.max_payload_bytes": (4_096, 16_000_000),
+    "wal.segment_bytes": (4_096, 2**32),
+    "wal.sync_interval": (0.01, 60.0),
+    "dlq.max_files": (1, 10_000_000),
+    "dlq.max_bytes": (100_000, 2**50),
+    "insert_timeout": (0.05, 3600.0),
+    "flush_timeout": (0.05, 3600.0),
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": get_args(Mode),
+    "fsync": get_args(FsyncPolicy),
+    "batching.on_queue_full": get_args(FullPolicy),
+    "tenancy.mode": get_args(TenancyMode),
+}
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def parse_options(given: Mapping[str, Any]) -> TrailOptions:
+    """Check what a user gave and fill in the defaults.
+
+    Raises:
+        ConfigurationError: an option is unknown, missing, or has a value that is not allowed; the
+            message names the option, the value and what is allowed.
+    """
+    values = {name: given[name] for name in given}  # indexing resolves dictConfig's cfg:// and ext://
+    _refuse_unknown("", values, TrailOptions)
+    parsed: dict[str, Any] = {}
+    for name, value in values.items():
+        group = _GROUPS.get(name)
+        parsed[name] = _value(name, value) if group is None else _group(name, value, group)
+    for name in ("namespace", "adapter"):
+        if parsed.get(name) is None and not (name == "adapter" and _per_tenant(parsed)):
+            raise ConfigurationError(name, parsed.get(name), "required: " + _HINTS[name])
+    parsed.setdefault("adapter", None)
+    if _per_tenant(parsed):
+        parsed.setdefault("require_tenant_id", True)
+    options = TrailOptions(**parsed)
+    _check_together(options)
+    return options
+
+
+_HINTS = {
+    "namespace": "1 to 64 characters of A-Z a-z 0-9 _ -",
+    "adapter": "an adapter URL (sqlite:///path), a mapping with 'type', or an adapter object",
+}
+
+
+def _per_tenant(parsed: Mapping[str, Any]) -> bool:
+    tenancy = parsed.get("tenancy")
+    return tenancy is not None and tenancy.mode == "database_per_tenant"
+
+
+def _group(name: str, value: Any, group: type[Any]) -> Any:
+    if isinstance(value, group):
+        value = {item.name: getattr(value, item.name) for item in fields(group)}
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(name, value, f"a mapping of {_names(group)}")
+    values = {key: value[key] for key in value}
+    _refuse_unknown(name + ".", values, group)
+    return group(**{key: _value(f"{name}.{key}", item) for key, item in values.items()})
+
+
+def _refuse_unknown(prefix: str, values: Mapping[Any, Any], group: type[Any]) -> None:
+    known = {item.name for item in fields(group)}
+    for key in values:
+        if key not in known:
+            raise ConfigurationError(f"{prefix}{key}", values[key], f"one of {_names(group)}")
+
+
+def _names(group: type[Any]) -> str:
+    return ", ".join(item.name for item in fields(group))
+
+
+def _value(option: str, value: Any) -> Any:  # noqa: PLR0911 - one return for each kind of option
+    if option in _RANGES:
+        return None if value is None and option == "retention.days" else _number(option, value)
+    if option in _CHOICES:
+        if value not in _CHOICES[option]:
+            raise ConfigurationError(option, value, " or ".join(map(repr, _CHOICES[option])))
+        return value
+    if option == "namespace":
+        if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
+            raise ConfigurationError(option, value, _HINTS["namespace"])
+        return value
+    if option == "data_dir":
+        try:
+            return Path(value).expanduser().absolute()
+        except TypeError:
+            raise ConfigurationError(option, value, "a path") from None
+    if option == "require_tenant_id":
+        if not isinstance(value, bool):
+            raise ConfigurationError(option, value, "True or False")
+        return value
+    if option in {"on_event", "tenancy.resolve_connection"}:
+        if value is not None and not callable(value):
+            raise ConfigurationError(option, value, "a callable")
+        return value
+    if option == "retention.cron":
+        return _cron(option, value)
+    if option == "retention.tenants":
+        return _tenant_days(option, value)
+    if option == "redact":
+        return _redactor(option, value)
+    return value
+
+
+def _number(option: str, value: Any) -> float:
+    low, high = _RANGES[option]
+    whole = isinstance(low, int)
+    kinds = int if whole else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise ConfigurationError(option, value, f"{kind} from {low:,} to {high:,}")
+    return value
+
+
+def _cron(option: str, value: Any) -> str:
+    from datetime import UTC, datetime  # noqa: PLC0415 - only to check the expression
+
+    try:
+        if len(value.split()) != 5:  # noqa: PLR2004 - minute, hour, day, month, weekday
+            raise CronSimError
+        CronSim(value, datetime.now(UTC))
+    except (CronSimError, AttributeError):
+        allowed = "a five-field cron expression in UTC, e.g. '0 0 * * *'"
+        raise ConfigurationError(option, value, allowed) from None
+    return str(value)
+
+
+def _tenant_days(option: str, value: Any) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(option, value, "a mapping of tenant ids to days")
+    days = {str(tenant): value[tenant] for tenant in value}
+    low, high = _RANGES["retention.days"]
+    for tenant, number in days.items():
+        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+            allowed = f"a whole number from {low:,} to {high:,}"
+            raise ConfigurationError(f"{option}[{tenant!r}]", number, allowed)
+    return days
+
+
+def _redactor(option: str, value: Any) -> Redactor | None:
+    if value is None or isinstance(value, Redactor):
+        return value
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise ConfigurationError(option, value, "a list of key names or dotted paths")
+    rules = list(value)
+    return Redactor(rules) if rules else None
+
+
+def _check_together(options: TrailOptions) -> None:
+    if options.mode == "durable" and options.batching.on_queue_full == "drop":
+        allowed = "'dlq' or 'block' with mode='durable', which never drops; or mode='volatile'"
+        raise ConfigurationError("batching.on_queue_full", "drop", allowed)
+    tenancy = options.tenancy
+    if tenancy.mode == "database_per_tenant":
+        if tenancy.resolve_connection is None:
+            allowed = "a callable that returns a tenant's adapter, with mode 'database_per_tenant'"
+            raise ConfigurationError("tenancy.resolve_connection", None, allowed)
+        if options.adapter is not None:
+            allowed = "absent with tenancy.mode='database_per_tenant': resolve_connection names it"
+            raise ConfigurationError("adapter", options.adapter, allowed)
+        if not options.require_tenant_id:
+            allowed = "True with tenancy.mode='database_per_tenant': no database takes the others"
+            raise ConfigurationError("require_tenant_id", False, allowed)
+    elif tenancy.resolve_connection is not None:
+        allowed = "absent unless tenancy.mode='database_per_tenant'"
+        raise ConfigurationError("tenancy.resolve_connection", tenancy.resolve_connection, allowed)

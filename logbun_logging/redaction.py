@@ -1,0 +1,68 @@
+"""Which values must never be written: the ``redact`` option.
+
+A rule is a key name (``"password"``), which matches that key at any depth, or a dotted path
+(``"metadata.card.number"``) from the event's field down; ``*`` stands for one key. Names are
+compared whole and without regard to case: ``token`` does not match ``tokenizer``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from logbun_logging.errors import ConfigurationError
+
+__all__ = ["Redactor"]
+
+#: Fields that the pipeline itself needs: redacting them would break it.
+PROTECTED: Final = frozenset({"id", "created_at", "action", "tenant_id"})
+
+
+class Redactor:
+    """Decides, for the path of a key, whether its value is to be replaced.
+
+    Raises:
+        ConfigurationError: a rule is not a non-empty string, or names a protected field.
+    """
+
+    def __init__(self, rules: Iterable[str]) -> None:
+        names: set[str] = set()
+        paths: list[tuple[str, ...]] = []
+        for rule in rules:
+            parts = tuple(rule.casefold().split(".")) if isinstance(rule, str) else ()
+            if not all(parts) or not parts or parts in {(name,) for name in PROTECTED}:
+                allowed = "key names or dotted paths, but not " + ", ".join(sorted(PROTECTED))
+                raise ConfigurationError("redact", rule, allowed)
+            if len(parts) == 1:
+                names.add(parts[0])
+            else:
+                paths.append(parts)
+        self._names = frozenset(names)
+        self._paths = tuple(paths)
+        last = sorted(names | {path[-1] for path in paths})
+        keys = b"|".join(
+            b'[^"]+' if name == "*" else re.escape(msgspec.json.encode(name)[1:-1]) for name in last
+        )
+        # Non-ASCII and escaped keys may be spelt in more than one way: those always look closer.
+        self._hint = re.compile(b'"(?:' + keys + b')":', re.IGNORECASE)
+        self._certain = all(name.isascii() and name.isprintable() for name in last)
+
+    def may_match(self, payload: bytes) -> bool:
+        """Tell cheaply whether an encoded event can contain a key to redact."""
+        return not self._certain or self._hint.search(payload) is not None
+
+    def __call__(self, path: tuple[str, ...]) -> bool:
+        """Tell whether the value at *path* (the event's field first) is to be replaced."""
+        if path[-1].casefold() in self._names:
+            return True
+        folded = tuple(part.casefold() for part in path) if self._paths else ()
+        return any(_matches(rule, folded) for rule in self._paths)
+
+
+def _matches(rule: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    return len(rule) == len(path) and all(
+        expected in ("*", part) for expected, part in zip(rule, path, strict=True)
+    )

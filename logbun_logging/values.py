@@ -1,0 +1,237 @@
+"""The defined form of values that JSON cannot hold, and the limits on their size.
+
+Encoding tries the C encoder first. Only what that refuses or changes, and what may be too large,
+comes here, so this module favours certainty over speed: :class:`Normalizer` turns *any* object into
+plain JSON values and never raises. What it makes of a type that the C encoder knows (datetime, UUID,
+Decimal, Enum, set, bytes, dataclass) is what that makes of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import PurePath
+from typing import Any, Final
+
+import msgspec
+
+__all__ = ["REDACTED", "Normalizer", "clean_tenant_id", "clean_text", "cut_text", "safe_str"]
+
+#: What a redacted value is replaced by.
+REDACTED: Final = "[REDACTED]"
+
+#: Deeper nesting than this is replaced by ``"[TOO DEEP]"``.
+MAX_DEPTH: Final = 32
+
+#: A container's items past this number are left out and counted in a mark.
+MAX_ITEMS: Final = 10_000
+
+
+def safe_str(value: object) -> str:
+    """Return ``str(value)``, or a description of the object if its own code fails."""
+    try:
+        text = str(value)
+        return text if type(text) is str else str.__str__(text)
+    except Exception:
+        return f"<unprintable {type(value).__name__}>"
+
+
+def clean_text(text: str) -> str:
+    """Replace what not every database can store.
+
+    NUL becomes U+2400 (SYMBOL FOR NULL), a lone surrogate U+FFFD (REPLACEMENT CHARACTER);
+    surrogates that make a pair are joined to the character that they mean.
+    """
+    if "\0" in text:
+        text = text.replace("\0", "\u2400")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def cut_text(text: str, limit: int) -> str:
+    """Cut *text* to at most *limit* bytes of UTF-8, the mark ``…[+N bytes]`` included.
+
+    The cut falls between characters.
+    """
+    data = text.encode()
+    if len(data) <= limit:
+        return text
+    mark = f"…[+{len(data) - limit} bytes]"
+    mark = f"…[+{len(data) - limit + len(mark.encode())} bytes]"
+    room = max(0, limit - len(mark.encode()))
+    return data[:room].decode(errors="ignore") + mark
+
+
+def clean_tenant_id(tenant_id: str, limit: int) -> str:
+    """Return a storable tenant id that stays distinct from every other one.
+
+    An id that has to be cleaned or cut carries a digest of the original, so that two tenants can
+    never become one. Events and queries both pass through here.
+    """
+    cleaned = clean_text(tenant_id)
+    if cleaned == tenant_id and len(tenant_id.encode()) <= limit:
+        return tenant_id
+    digest = hashlib.sha256(tenant_id.encode("utf-8", "surrogatepass")).hexdigest()
+    mark = f"…[sha256:{digest[:32]}]"
+    return cleaned.encode()[: limit - len(mark.encode())].decode(errors="ignore") + mark
+
+
+class Normalizer:
+    """Turns one event's values into plain JSON values, within limits.
+
+    Args:
+        max_string_bytes: longer strings are cut and marked.
+        redacts: told the path of a key, says whether its value must not be written.
+
+    After use, :attr:`cuts` counts the values that were cut.
+    """
+
+    def __init__(
+        self,
+        max_string_bytes: int,
+        redacts: Callable[[tuple[str, ...]], bool] | None = None,
+    ) -> None:
+        self.cuts = 0
+        self._limit = max_string_bytes
+        self._redacts = redacts
+        self._open: set[int] = set()  # ids of the containers that we are inside of
+
+    def text(self, value: object) -> str:
+        """Return *value* as storable text within the limit."""
+        text = clean_text(value if type(value) is str else _plain_text(value))
+        if len(text) * 4 <= self._limit:
+            return text
+        cut = cut_text(text, self._limit)
+        self.cuts += cut is not text
+        return cut
+
+    def object(self, value: object, *path: str) -> dict[str, Any]:
+        """Return *value* as a JSON object; what is not one becomes ``{"value": …}``."""
+        plain = self.value(value, path)
+        return plain if type(plain) is dict else {"value": plain}
+
+    def value(self, value: Any, path: tuple[str, ...] = ()) -> Any:
+        """Return the JSON form of any object; never raises."""
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if kind is str:
+            return self.text(value)
+        try:
+            return self._convert(value, path)
+        except Exception:
+            return self.text(value)
+
+    def _convert(self, value: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(value, bool | int | float) and not hasattr(value, "value"):
+            return _number(value)
+        if isinstance(value, Mapping):
+            return self._inside(value, path, self._mapping)
+        if isinstance(value, list | tuple | Set | Sequence) and not isinstance(
+            value, str | bytes | bytearray | memoryview
+        ):
+            return self._inside(value, path, self._items)
+        if isinstance(value, BaseException):
+            return self.text(f"{type(value).__name__}: {safe_str(value)}")
+        if isinstance(value, str | PurePath):
+            return self.text(getattr(value, "value", value))
+        for method in ("model_dump", "tolist"):  # pydantic models; numpy arrays and scalars
+            if callable(getattr(type(value), method, None)):
+                return self._inside(value, path, lambda v, p: self.value(getattr(v, method)(), p))
+        if hasattr(type(value), "__dataclass_fields__") or hasattr(type(value), "__attrs_attrs__"):
+            return self._inside(value, path, self._attributes)
+        builtin = msgspec.to_builtins(value)
+        return self.value(builtin, path) if builtin is not value else self.text(value)
+
+    def _inside(
+        self, value: Any, path: tuple[str, ...], convert: Callable[[Any, tuple[str, ...]], Any]
+    ) -> Any:
+        if id(value) in self._open:
+            return "[CIRCULAR]"
+        if len(self._open) >= MAX_DEPTH:
+            return "[TOO DEEP]"
+        self._open.add(id(value))
+        try:
+            return convert(value, path)
+        finally:
+            self._open.discard(id(value))
+
+    def _mapping(self, value: Mapping[Any, Any], path: tuple[str, ...]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        items = list(value.items())
+        for key, item in items[:MAX_ITEMS]:
+            name = _free_name(self.text(_key_text(key)), result)
+            inner = (*path, name)
+            if self._redacts is not None and self._redacts(inner):
+                result[name] = REDACTED
+            else:
+                result[name] = self.value(item, inner)
+        if len(items) > MAX_ITEMS:
+            self.cuts += 1
+            result[_free_name("…", result)] = f"[+{len(items) - MAX_ITEMS} items]"
+        return result
+
+    def _items(self, value: Any, path: tuple[str, ...]) -> list[Any]:
+        items = list(value)
+        result = [self.value(item, path) for item in items[:MAX_ITEMS]]
+        if len(items) > MAX_ITEMS:
+            self.cuts += 1
+            result.append(f"[+{len(items) - MAX_ITEMS} items]")
+        return result
+
+    def _attributes(self, value: Any, path: tuple[str, ...]) -> Any:
+        fields = getattr(value, "__dataclass_fields__", None)
+        names = list(fields) if fields else [field.name for field in value.__attrs_attrs__]
+        return self._mapping({name: getattr(value, name) for name in names}, path)
+
+
+def _plain_text(value: object) -> str:
+    if isinstance(value, str):  # a subclass: its own __str__ is not to be trusted
+        return str.__str__(getattr(value, "value", value))
+    return safe_str(value)
+
+
+def _number(value: float) -> int | float | str | bool:
+    if isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, int):
+        return _integer(int.__int__(value))
+    real = float.__float__(value)
+    if math.isnan(real):
+        return "NaN"
+    if math.isinf(real):
+        return "Infinity" if real > 0 else "-Infinity"
+    return real
+
+
+def _integer(number: int) -> int | str:
+    """JSON has no largest integer; Python refuses to print one of over 4,300 digits."""
+    try:
+        str(number)
+    except ValueError:
+        return hex(number)
+    return number
+
+
+def _key_text(key: object) -> str:
+    if isinstance(key, str):
+        return _plain_text(key)
+    if key is None:
+        return "null"
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    try:
+        builtin = msgspec.to_builtins(key)
+    except Exception:
+        return safe_str(key)
+    return builtin if type(builtin) is str else safe_str(builtin)
+
+
+def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+    while name in taken:
+        name += "_"
+    return name
