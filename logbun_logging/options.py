@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from cronsim import CronSim, CronSimError
-
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.redaction import Redactor
 
@@ -350,7 +348,9 @@ def _number(option: str, value: Any) -> float:
 
 
 def _cron(option: str, value: Any) -> str:
-    from datetime import UTC, datetime  # noqa: PLC0415 - only to check the expression
+    from datetime import UTC, datetime  # noqa: PLC0415 - imported only where it is configured
+
+    from cronsim import CronSim, CronSimError  # noqa: PLC0415
 
     try:
         if len(value.split()) != 5:  # noqa: PLR2004 - minute, hour, day, month, weekday

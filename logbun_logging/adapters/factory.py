@@ -1,0 +1,109 @@
+"""From what a user wrote to an adapter: URL, mapping or instance.
+
+No driver is imported before the adapter that needs it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from logbun_logging.adapters.base import Adapter
+from logbun_logging.errors import ConfigurationError
+
+__all__ = ["CLASSES", "create_adapter", "load_adapter_class"]
+
+#: Adapter class name to the module that has it.
+CLASSES: Final = {
+    "SQLiteAdapter": "logbun_logging.adapters.sqlite",
+    "TursoAdapter": "logbun_logging.adapters.turso",
+    "ClickHouseAdapter": "logbun_logging.adapters.clickhouse",
+}
+
+_TYPES: Final = {
+    "sqlite": "SQLiteAdapter",
+    "turso": "TursoAdapter",
+    "libsql": "TursoAdapter",
+    "clickhouse": "ClickHouseAdapter",
+}
+
+_SCHEMES: Final = {
+    "sqlite": "SQLiteAdapter",
+    "libsql": "TursoAdapter",
+    "http": "TursoAdapter",
+    "https": "TursoAdapter",
+    "ws": "TursoAdapter",
+    "wss": "TursoAdapter",
+    "file": "TursoAdapter",
+    "clickhouse": "ClickHouseAdapter",
+    "clickhouses": "ClickHouseAdapter",
+    "chdb": "ClickHouseAdapter",
+}
+
+
+def load_adapter_class(name: str) -> Any:
+    """Import and return one of the adapter classes of this package."""
+    return getattr(import_module(CLASSES[name]), name)
+
+
+def create_adapter(spec: Any, option: str = "adapter") -> Adapter:
+    """Return the adapter that *spec* describes: a URL, a mapping with ``type``, or an instance.
+
+    Raises:
+        ConfigurationError: it describes none.
+    """
+    if isinstance(spec, str):
+        return _from_url(spec, option)
+    if isinstance(spec, Mapping):
+        return _from_mapping({key: spec[key] for key in spec}, option)
+    missing = [
+        name
+        for name in ("init", "bulk_insert", "query", "prune", "close")
+        if not callable(getattr(spec, name, None))
+    ]
+    if missing or isinstance(spec, type):
+        allowed = "a URL, a mapping with 'type', or an object with " + ", ".join(
+            ("init", "bulk_insert", "query", "prune", "close")
+        )
+        raise ConfigurationError(option, spec, allowed)
+    adapter: Adapter = spec
+    return adapter
+
+
+def _from_mapping(options: dict[str, Any], option: str) -> Adapter:
+    if "url" in options and "type" not in options:
+        options["type"] = _SCHEMES.get(str(options["url"]).partition(":")[0], "")
+    kind = options.pop("type", None)
+    name = _TYPES.get(kind, kind) if isinstance(kind, str) else None
+    if name not in CLASSES:
+        raise ConfigurationError(f"{option}.type", kind, " or ".join(map(repr, _TYPES)))
+    try:
+        adapter: Adapter = load_adapter_class(name)(**options)
+    except TypeError as error:
+        raise ConfigurationError(option, options, f"the arguments of {name} ({error})") from error
+    return adapter
+
+
+def _from_url(url: str, option: str) -> Adapter:
+    scheme = url.partition("://")[0]
+    name = _SCHEMES.get(scheme)
+    if name is None or "://" not in url:
+        schemes = ", ".join(f"{known}://" for known in _SCHEMES)
+        raise ConfigurationError(option, url, f"a URL that starts with one of {schemes}")
+    if name != "SQLiteAdapter":
+        adapter: Adapter = load_adapter_class(name)(url=url)
+        return adapter
+    parts = urlsplit(url)
+    if parts.netloc:
+        allowed = "sqlite:///relative/path or sqlite:////absolute/path"
+        raise ConfigurationError(option, url, allowed)
+    options: dict[str, Any] = dict(parse_qsl(parts.query))
+    if "busy_timeout" in options:
+        try:
+            options["busy_timeout"] = float(options["busy_timeout"])
+        except ValueError:
+            allowed = "busy_timeout as a number of seconds"
+            raise ConfigurationError(option, url, allowed) from None
+    return _from_mapping({"type": "sqlite", "path": unquote(parts.path[1:]), **options}, option)

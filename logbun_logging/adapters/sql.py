@@ -1,0 +1,268 @@
+"""The ``audit_logs`` table as SQLite and libSQL know it: DDL, rows, and SELECT statements.
+
+The table is WITHOUT ROWID: it is clustered by the UUIDv7 ``id``, so inserts append, and every index
+ends in ``id`` by itself, which is the order that pages are read in. Each filter of one tenant has an
+index that leads with the tenant and ends in the time, so a page costs the same wherever it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from logbun_logging.event import FIELDS, AuditEvent
+from logbun_logging.query import AllTenants, Filters, Pagination, TenantScope
+
+__all__ = [
+    "COLUMNS",
+    "CREATE_TABLE",
+    "INDEXES",
+    "MAX_ROWS_PER_STATEMENT",
+    "TABLE",
+    "add_column",
+    "delete_step",
+    "from_row",
+    "insert_statement",
+    "not_tenants",
+    "select_page",
+    "time_text",
+    "to_row",
+    "unique_id",
+]
+
+TABLE: Final = "audit_logs"
+COLUMNS: Final = FIELDS
+
+_REQUIRED: Final = {"id": "TEXT NOT NULL PRIMARY KEY", "created_at": "TEXT NOT NULL"}
+_COLUMN_TYPES: Final = {
+    name: _REQUIRED.get(name, "TEXT NOT NULL" if name in {"action", "actor_id"} else "TEXT")
+    for name in COLUMNS
+}
+
+CREATE_TABLE: Final = (
+    f"CREATE TABLE IF NOT EXISTS {TABLE} ("
+    + ", ".join(f"{name} {kind}" for name, kind in _COLUMN_TYPES.items())
+    + ") WITHOUT ROWID"
+)
+
+_OPTIONAL_FILTERS: Final = ("entity_id", "entity_type", "outcome", "request_id")
+
+#: Index name to what it covers. Optional fields cost nothing where they are absent.
+INDEXES: Final = {
+    "audit_logs_time": f"{TABLE} (created_at, id)",
+    "audit_logs_tenant_time": f"{TABLE} (tenant_id, created_at, id)",
+    "audit_logs_tenant_action": f"{TABLE} (tenant_id, action, created_at, id)",
+    "audit_logs_tenant_actor": f"{TABLE} (tenant_id, actor_id, created_at, id)",
+    **{
+        f"audit_logs_tenant_{name}": (
+            f"{TABLE} (tenant_id, {name}, created_at, id) WHERE {name} IS NOT NULL"
+        )
+        for name in _OPTIONAL_FILTERS
+    },
+}
+
+#: One statement of so many rows keeps the GIL released for longest; more gains nothing, and the
+#: binding of its values (under the GIL) would be felt by callers.
+MAX_ROWS_PER_STATEMENT: Final = 500
+
+_JSON_COLUMNS: Final = frozenset({"old_values", "new_values", "metadata"})
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.decode
+_NAMES: Final = ", ".join(COLUMNS)
+_MARKS: Final = "(" + ", ".join("?" * len(COLUMNS)) + ")"
+
+#: A prefix that stands for more actions than this is looked up by time instead of by action.
+_MAX_ACTIONS: Final = 50
+
+
+def to_row(event: AuditEvent) -> tuple[str | None, ...]:
+    """Return the column values of *event*; objects as JSON text."""
+    old, new, metadata = event.old_values, event.new_values, event.metadata
+    return (
+        event.id,
+        event.created_at,
+        event.action,
+        event.actor_id,
+        event.tenant_id,
+        event.entity_type,
+        event.entity_id,
+        event.outcome,
+        event.request_id,
+        None if old is None else _encode(old).decode(),
+        None if new is None else _encode(new).decode(),
+        None if metadata is None else _encode(metadata).decode(),
+        event.ip_address,
+        event.user_agent,
+        event.prev_hash,
+        event.content_hash,
+    )
+
+
+def from_row(row: Sequence[Any]) -> AuditEvent:
+    """Return the event of a row with :data:`COLUMNS` in order."""
+    values = [
+        _decode(value) if value is not None and name in _JSON_COLUMNS else value
+        for name, value in zip(COLUMNS, row, strict=True)
+    ]
+    return AuditEvent(*values)
+
+
+def insert_statement(rows: int) -> str:
+    """Return the statement that inserts *rows* rows and leaves those alone that are there.
+
+    ``ON CONFLICT(id)`` and not ``OR IGNORE``: that would hide rows that break other rules.
+    """
+    marks = ",".join([_MARKS] * rows)
+    return f"INSERT INTO {TABLE} ({_NAMES}) VALUES {marks} ON CONFLICT(id) DO NOTHING"  # noqa: S608
+
+
+def add_column(name: str) -> str:
+    """Return the statement that adds a column which an older table lacks."""
+    kind = _COLUMN_TYPES[name]
+    default = " DEFAULT ''" if "NOT NULL" in kind else ""
+    return f"ALTER TABLE {TABLE} ADD COLUMN {name} {kind.removesuffix(' PRIMARY KEY')}{default}"
+
+
+def unique_id() -> str:
+    """Return the statement that makes ``id`` unique in a table that was made without a key."""
+    return f"CREATE UNIQUE INDEX IF NOT EXISTS audit_logs_id ON {TABLE} (id)"
+
+
+def time_text(moment: datetime) -> str:
+    """Return a UTC moment as the rows carry theirs."""
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
+def not_tenants(tenants: Sequence[str]) -> str:
+    """Return the condition that leaves out the tenants which have a retention of their own."""
+    if not tenants:
+        return ""
+    return f" AND (tenant_id IS NULL OR tenant_id NOT IN ({', '.join('?' * len(tenants))}))"
+
+
+def delete_step(where: str, rows: int) -> str:
+    """Return the statement that deletes the oldest *rows* rows that match."""
+    found = f"SELECT id FROM {TABLE} WHERE {where} ORDER BY created_at LIMIT {rows}"  # noqa: S608
+    return f"DELETE FROM {TABLE} WHERE id IN ({found})"  # noqa: S608
+
+
+def select_page(
+    run: Callable[[str, Sequence[Any]], Iterable[Sequence[Any]]],
+    tenant_id: TenantScope,
+    filters: Filters,
+    pagination: Pagination,
+) -> list[AuditEvent]:
+    """Run the statements for one page through *run* and return its events."""
+    where, values = _conditions(tenant_id, filters, pagination)
+    actions = _actions(run, tenant_id, filters)
+    if actions is None:
+        extra, more = _action_condition(filters)
+        statement, parameters = _ordered(where + extra), [*values, *more]
+    elif not actions:
+        return []
+    else:
+        # One ordered run for each action, merged: an IN list would sort every match.
+        part = f"SELECT * FROM ({_ordered([*where, 'action = ?'])})"
+        statement = " UNION ALL ".join([part] * len(actions))
+        parameters = [v for action in actions for v in (*values, action, pagination.limit)]
+        statement = f"SELECT * FROM ({statement}) ORDER BY created_at DESC, id DESC LIMIT ?"
+    return [from_row(row) for row in run(statement, [*parameters, pagination.limit])]
+
+
+def _ordered(where: Sequence[str]) -> str:
+    condition = f" WHERE {' AND '.join(where)}" if where else ""
+    return (
+        f"SELECT {_NAMES} FROM {TABLE}{condition} ORDER BY created_at DESC, id DESC LIMIT ?"  # noqa: S608
+    )
+
+
+def _tenant_condition(tenant_id: TenantScope) -> tuple[list[str], list[Any]]:
+    if isinstance(tenant_id, AllTenants):
+        return [], []
+    if tenant_id is None:
+        return ["tenant_id IS NULL"], []
+    return ["tenant_id = ?"], [tenant_id]
+
+
+def _conditions(
+    tenant_id: TenantScope, filters: Filters, pagination: Pagination
+) -> tuple[list[str], list[Any]]:
+    where, values = _tenant_condition(tenant_id)
+    for name, value in filters.equal:
+        where.append(f"{name} = ?")
+        values.append(value)
+    if filters.start is not None:
+        where.append("created_at >= ?")
+        values.append(filters.start)
+    if filters.end is not None:
+        where.append("created_at <= ?")
+        values.append(filters.end)
+    if pagination.after is not None:
+        where.append("(created_at, id) < (?, ?)")
+        values.extend(pagination.after)
+    return where, values
+
+
+def _actions(
+    run: Callable[[str, Sequence[Any]], Iterable[Sequence[Any]]],
+    tenant_id: TenantScope,
+    filters: Filters,
+) -> list[str] | None:
+    """Return the actions to look up one by one; None if that would not pay."""
+    if not filters.actions and not filters.action_prefixes:
+        return None
+    if filters.action_prefixes and isinstance(tenant_id, AllTenants):
+        return None  # no index leads with the action alone
+    actions = dict.fromkeys(filters.actions)
+    for prefix in filters.action_prefixes:
+        actions.update(dict.fromkeys(_actions_below(run, tenant_id, prefix)))
+        if len(actions) > _MAX_ACTIONS:
+            return None
+    return list(actions) if len(actions) <= _MAX_ACTIONS else None
+
+
+def _actions_below(
+    run: Callable[[str, Sequence[Any]], Iterable[Sequence[Any]]],
+    tenant_id: TenantScope,
+    prefix: str,
+) -> list[str]:
+    """Return a tenant's distinct actions with *prefix* by hopping through the index.
+
+    One look-up for each action found, however many events there are: a loose index scan.
+    """
+    (tenant,), values = _tenant_condition(tenant_id)
+    step = f"SELECT min(action) FROM {TABLE} WHERE {tenant} AND action {{}} ? AND action < ?"  # noqa: S608
+    first, following = step.format(">="), step.format(">").replace(" ? AND", " found.action AND")
+    statement = (
+        f"WITH RECURSIVE found(action) AS ({first} UNION ALL "  # noqa: S608
+        f"SELECT ({following}) FROM found WHERE action IS NOT NULL) "
+        "SELECT action FROM found WHERE action IS NOT NULL LIMIT ?"
+    )
+    end = _after_prefix(prefix)
+    parameters = [*values, prefix, end, *values, end, _MAX_ACTIONS + 1]
+    return [row[0] for row in run(statement, parameters)]
+
+
+def _action_condition(filters: Filters) -> tuple[list[str], list[str]]:
+    parts, values = [], []
+    if filters.actions:
+        # The unary plus keeps the planner on the index by time, which ends at the first full page.
+        parts.append("+action IN (" + ", ".join("?" * len(filters.actions)) + ")")
+        values.extend(filters.actions)
+    for prefix in filters.action_prefixes:
+        parts.append("(+action >= ? AND +action < ?)")
+        values.extend((prefix, _after_prefix(prefix)))
+    return ["(" + " OR ".join(parts) + ")"] if parts else [], values
+
+
+def _after_prefix(prefix: str) -> str:
+    """Return the smallest text that is greater than all with *prefix* (in order of code points)."""
+    for end in range(len(prefix) - 1, -1, -1):
+        point = ord(prefix[end]) + 1
+        point = 0xE000 if 0xD800 <= point < 0xE000 else point  # surrogates are not characters
+        if point <= 0x10FFFF:
+            return prefix[:end] + chr(point)
+    return "\U0010ffff"

@@ -1,0 +1,241 @@
+"""SQLite, embedded: the default database.
+
+sqlite-utils looks after the schema and reads; the bulk insert is multi-row ``INSERT`` on the same
+connection. One connection writes, guarded by a lock; each reading thread has its own. Several
+processes may share the file: SQLite's WAL journal lets readers go on while one of them writes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logbun_logging.adapters import sql
+from logbun_logging.adapters.base import Batch, PruneReport, keep_inherited, retention_limit
+from logbun_logging.errors import AdapterUnavailableError, ConfigurationError, RejectedEventsError
+from logbun_logging.event import AuditEvent
+from logbun_logging.query import Filters, Pagination, TenantScope
+
+if TYPE_CHECKING:
+    import sqlite_utils
+
+__all__ = ["SQLiteAdapter"]
+
+_PRUNE_STEP = 2_000
+
+
+class SQLiteAdapter:
+    """Keeps audit events in a SQLite file.
+
+    Args:
+        path: the file; its folder is made when it is missing. ``":memory:"`` is not supported:
+            an audit log that ends with the process is none.
+        busy_timeout: seconds to wait for another process that writes.
+
+    Raises:
+        ConfigurationError: an argument is not as described.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 5.0) -> None:
+        if not isinstance(path, str | os.PathLike) or str(path) in {"", ":memory:"}:
+            raise ConfigurationError("adapter.path", path, "the path of a file")
+        if isinstance(busy_timeout, bool) or not isinstance(busy_timeout, int | float):
+            raise ConfigurationError("adapter.busy_timeout", busy_timeout, "a number of seconds")
+        self.path = Path(path).expanduser().absolute()
+        self.busy_timeout = busy_timeout
+        self._reset()
+
+    def __repr__(self) -> str:
+        return f"SQLiteAdapter(path={str(self.path)!r})"
+
+    def _reset(self) -> None:
+        self._write_lock = threading.Lock()
+        self._readers_lock = threading.Lock()
+        self._writer: sqlite_utils.Database | None = None
+        self._idle_readers: list[sqlite_utils.Database] = []
+        self._generation = object()
+
+    def init(self) -> None:
+        """Open the file, create or migrate the table and its indexes."""
+        with self._errors(), self._write_lock:
+            if self._writer is not None:
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            database = self._connect()
+            try:
+                _migrate(database)
+            except BaseException:
+                database.close()
+                raise
+            self._writer = database
+
+    def bulk_insert(self, tenant_id: str | None, events: Sequence[AuditEvent]) -> bool:
+        """Store the events of one tenant in one transaction."""
+        return self.bulk_insert_many([(tenant_id, events)])
+
+    def bulk_insert_many(self, batches: Sequence[Batch]) -> bool:
+        """Store the batches of several tenants in one transaction.
+
+        Rows of one tenant stay together, so that they meet the same index pages.
+        """
+        rows = [sql.to_row(event) for _, events in batches for event in events]
+        with self._errors(), self._writing() as connection:
+            for start in range(0, len(rows), sql.MAX_ROWS_PER_STATEMENT):
+                part = rows[start : start + sql.MAX_ROWS_PER_STATEMENT]
+                values = [value for row in part for value in row]
+                connection.execute(sql.insert_statement(len(part)), values)
+        return True
+
+    def query(
+        self, tenant_id: TenantScope, filters: Filters, pagination: Pagination
+    ) -> list[AuditEvent]:
+        """Return one page; see :class:`~logbun_logging.adapters.base.Adapter`."""
+        with self._errors(), self._reading() as database:
+            return sql.select_page(
+                lambda statement, values: database.execute(statement, values).fetchall(),
+                tenant_id,
+                filters,
+                pagination,
+            )
+
+    def prune(
+        self,
+        days: int | None,
+        *,
+        tenants: Mapping[str, int] | None = None,
+        dry_run: bool = False,
+        now: datetime | None = None,
+    ) -> PruneReport:
+        """Delete old rows by ranges of the time index, a bounded number in each transaction."""
+        report: PruneReport = {}
+        for tenant, tenant_days in (tenants or {}).items():
+            before = sql.time_text(retention_limit(tenant_days, now))
+            where, values = "tenant_id = ? AND created_at < ?", (tenant, before)
+            report[tenant] = self._prune(where, values, dry_run=dry_run)
+        if days is not None:
+            before = sql.time_text(retention_limit(days, now))
+            others = sql.not_tenants(list(tenants or {}))
+            report[None] = self._prune(
+                f"created_at < ?{others}", (before, *(tenants or {})), dry_run=dry_run
+            )
+        return report
+
+    def _prune(self, where: str, values: tuple[Any, ...], *, dry_run: bool) -> int:
+        if dry_run:
+            with self._errors(), self._reading() as database:
+                count = f"SELECT count(*) FROM {sql.TABLE} WHERE {where}"  # noqa: S608
+                return int(database.execute(count, values).fetchone()[0])
+        removed = 0
+        statement = sql.delete_step(where, _PRUNE_STEP)
+        while True:
+            with self._errors(), self._writing() as connection:
+                step = connection.execute(statement, values).rowcount
+            removed += step
+            if step < _PRUNE_STEP:
+                return removed
+
+    def close(self) -> None:
+        """Close every connection that is not in use just now; those in use close when done."""
+        with self._write_lock, self._readers_lock:
+            self._generation = object()
+            idle, self._idle_readers = self._idle_readers, []
+            writer, self._writer = self._writer, None
+            for database in (*idle, *([writer] if writer else ())):
+                database.close()
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections: SQLite's must not be carried across a fork."""
+        keep_inherited((self._writer, self._idle_readers))
+        self._reset()
+
+    def _connect(self) -> sqlite_utils.Database:
+        import sqlite_utils  # noqa: PLC0415 - 100 ms that a program pays only if it opens a database
+
+        connection = sqlite3.connect(
+            self.path,
+            timeout=self.busy_timeout,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            # With the WAL journal NORMAL can lose the last commits to a power cut, not the file;
+            # FULL syncs each commit, and a commit is what the pipeline acknowledges.
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA cache_size = -65536")
+            # A larger journal lets pages that many batches touch be written back once.
+            connection.execute("PRAGMA wal_autocheckpoint = 8192")
+        except BaseException:
+            connection.close()
+            raise
+        return sqlite_utils.Database(connection)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._write_lock:
+            if self._writer is None:
+                raise AdapterUnavailableError(f"{self!r} is not open")
+            connection: sqlite3.Connection = self._writer.conn
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite_utils.Database]:
+        with self._readers_lock:
+            generation = self._generation
+            database = self._idle_readers.pop() if self._idle_readers else None
+        if database is None:
+            database = self._connect()
+        try:
+            yield database
+        finally:
+            with self._readers_lock:
+                if generation is self._generation:
+                    self._idle_readers.append(database)
+                    database = None
+            if database is not None:
+                database.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Tell the errors of an unusable file from those of unusable rows."""
+        try:
+            yield
+        except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError) as error:
+            raise RejectedEventsError(f"{self!r}: {error}") from error
+        except (sqlite3.OperationalError, OSError) as error:
+            raise AdapterUnavailableError(f"{self!r}: {error}") from error
+
+
+def _migrate(database: sqlite_utils.Database) -> None:
+    """Bring the table up to date; several processes may do so at once."""
+    connection: sqlite3.Connection = database.conn
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute(sql.CREATE_TABLE)
+        table = database[sql.TABLE]
+        present = table.columns_dict
+        for name in sql.COLUMNS:
+            if name not in present:
+                connection.execute(sql.add_column(name))
+        if table.pks != ["id"]:
+            connection.execute(sql.unique_id())
+        for name, what in sql.INDEXES.items():
+            connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {what}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,183 @@
+"""What a query asks for and what it answers: filters, paging and the cursor.
+
+Everything a caller gives is normalised here once, so that adapters compare like with like: times are
+UTC text with microseconds, actions are split into exact ones and prefixes, limits are clamped.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+
+from logbun_logging.errors import QueryError
+from logbun_logging.event import AuditEvent
+
+__all__ = [
+    "ALL_TENANTS",
+    "AllTenants",
+    "Cursor",
+    "Filters",
+    "Page",
+    "Pagination",
+    "TenantScope",
+    "decode_cursor",
+    "encode_cursor",
+    "make_filters",
+]
+
+MAX_LIMIT: Final = 1000
+
+
+class AllTenants:
+    """The type of :data:`ALL_TENANTS`."""
+
+    def __repr__(self) -> str:
+        return "ALL_TENANTS"
+
+
+#: Asks for the events of every tenant: for operators, never for a tenant's own view.
+ALL_TENANTS: Final = AllTenants()
+
+#: A tenant id, None for the events of no tenant, or :data:`ALL_TENANTS`.
+TenantScope: TypeAlias = str | None | AllTenants
+
+#: The place behind the last event of a page: its ``created_at`` and ``id``.
+Cursor: TypeAlias = tuple[str, str]
+
+EqualityField = Literal["actor_id", "entity_type", "entity_id", "outcome", "request_id"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What events must match, every part of it.
+
+    Attributes:
+        actions: the action is one of these; None for any.
+        action_prefixes: or starts with one of these.
+        equal: fields that must have exactly this value.
+        start: ``created_at`` is not before this.
+        end: ``created_at`` is not after this.
+    """
+
+    actions: tuple[str, ...] = ()
+    action_prefixes: tuple[str, ...] = ()
+    equal: tuple[tuple[EqualityField, str], ...] = ()
+    start: str | None = None
+    end: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pagination:
+    """How many events to return, newest first, and after which place.
+
+    Attributes:
+        limit: at most so many.
+        after: only events older than this place.
+    """
+
+    limit: int
+    after: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of events, newest first.
+
+    Attributes:
+        logs: the events.
+        next_cursor: pass it as ``cursor=`` for the page after; None at the end.
+    """
+
+    logs: list[AuditEvent]
+    next_cursor: str | None
+
+
+def make_filters(
+    *,
+    action: str | Iterable[str] | None = None,
+    start_date: str | datetime | None = None,
+    end_date: str | datetime | None = None,
+    **equal: str | None,
+) -> Filters:
+    """Normalise what a caller asks for.
+
+    Raises:
+        QueryError: a date cannot be read, or a value has the wrong type.
+    """
+    exact: list[str] = []
+    prefixes: list[str] = []
+    if action is not None:
+        for item in [action] if isinstance(action, str) else action:
+            if not isinstance(item, str):
+                raise QueryError(f"action={item!r}: allowed are strings, e.g. 'course.*'")
+            if item.endswith("*"):
+                prefixes.append(item[:-1])
+            else:
+                exact.append(item)
+        if not exact and not prefixes:
+            raise QueryError("action=[]: allowed are one or more actions, or None for any")
+        if "" in prefixes:
+            exact, prefixes = [], []
+    pairs: list[tuple[Any, str]] = []
+    for name, value in equal.items():
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise QueryError(f"{name}={value!r}: allowed is a string")
+        pairs.append((name, value))
+    return Filters(
+        actions=tuple(dict.fromkeys(exact)),
+        action_prefixes=tuple(dict.fromkeys(prefixes)),
+        equal=tuple(pairs),
+        start=_moment("start_date", start_date),
+        end=_moment("end_date", end_date),
+    )
+
+
+def clamp_limit(limit: int) -> int:
+    """Return *limit* within 1 and 1,000."""
+    if not isinstance(limit, int) or isinstance(limit, bool):
+        raise QueryError(f"limit={limit!r}: allowed is a whole number; it is clamped to 1…1000")
+    return min(max(limit, 1), MAX_LIMIT)
+
+
+def _moment(name: str, value: str | datetime | None) -> str | None:
+    """Return a time as the events carry theirs; without an offset it is taken as UTC."""
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        moment = moment.astimezone(UTC)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        allowed = "an ISO 8601 string or a datetime, e.g. '2026-01-01T00:00:00Z'"
+        raise QueryError(f"{name}={value!r}: allowed is {allowed}") from error
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
+def encode_cursor(event: AuditEvent) -> str:
+    """Return the opaque cursor of the place behind *event*."""
+    place = msgspec.json.encode([event.created_at, event.id])
+    return base64.urlsafe_b64encode(place).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None) -> Cursor | None:
+    """Return the place that a cursor stands for.
+
+    Raises:
+        QueryError: it is not a cursor that a query returned.
+    """
+    if cursor is None:
+        return None
+    try:
+        place = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
+        return msgspec.json.decode(place, type=tuple[str, str])
+    except (ValueError, AttributeError, msgspec.MsgspecError) as error:
+        shown = repr(cursor)[:100]
+        raise QueryError(f"cursor={shown}: allowed is a next_cursor of this trail") from error
