@@ -234,11 +234,10 @@ def _actions_below(
     One look-up for each action found, however many events there are: a loose index scan.
     """
     (tenant,), values = _tenant_condition(tenant_id)
-    step = f"SELECT min(action) FROM {TABLE} WHERE {tenant} AND action {{}} ? AND action < ?"  # noqa: S608
-    first, following = step.format(">="), step.format(">").replace(" ? AND", " found.action AND")
+    least = f"SELECT min(action) FROM {TABLE} WHERE {tenant} AND action"  # noqa: S608
     statement = (
-        f"WITH RECURSIVE found(action) AS ({first} UNION ALL "  # noqa: S608
-        f"SELECT ({following}) FROM found WHERE action IS NOT NULL) "
+        f"WITH RECURSIVE found(action) AS ({least} >= ? AND action < ? UNION ALL "  # noqa: S608
+        f"SELECT ({least} > found.action AND action < ?) FROM found WHERE action IS NOT NULL) "
         "SELECT action FROM found WHERE action IS NOT NULL LIMIT ?"
     )
     end = _after_prefix(prefix)
