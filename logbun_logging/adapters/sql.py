@@ -191,8 +191,10 @@ def _conditions(
     tenant_id: TenantScope, filters: Filters, pagination: Pagination
 ) -> tuple[list[str], list[Any]]:
     where, values = _tenant_condition(tenant_id)
+    leading = _most_selective(filters)
     for name, value in filters.equal:
-        where.append(f"{name} = ?")
+        # The unary plus keeps the planner, which has no statistics, off the other indexes.
+        where.append(f"{'' if name == leading else '+'}{name} = ?")
         values.append(value)
     if filters.start is not None:
         where.append("created_at >= ?")
@@ -206,6 +208,13 @@ def _conditions(
     return where, values
 
 
+def _most_selective(filters: Filters) -> str | None:
+    """Return the filtered field whose index is likely to find the fewest rows."""
+    names = {name for name, _ in filters.equal}
+    order = ("request_id", "entity_id", "actor_id", "entity_type", "outcome")
+    return next((name for name in order if name in names), None)
+
+
 def _actions(
     run: Callable[[str, Sequence[Any]], Iterable[Sequence[Any]]],
     tenant_id: TenantScope,
@@ -214,8 +223,8 @@ def _actions(
     """Return the actions to look up one by one; None if that would not pay."""
     if not filters.actions and not filters.action_prefixes:
         return None
-    if filters.action_prefixes and isinstance(tenant_id, AllTenants):
-        return None  # no index leads with the action alone
+    if isinstance(tenant_id, AllTenants) or _most_selective(filters) is not None:
+        return None  # no index leads with the action alone; others find fewer rows
     actions = dict.fromkeys(filters.actions)
     for prefix in filters.action_prefixes:
         actions.update(dict.fromkeys(_actions_below(run, tenant_id, prefix)))
