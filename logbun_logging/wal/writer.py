@@ -1,0 +1,421 @@
+"""Appending, sealing, healing: the live end of the write-ahead log.
+
+:meth:`WalWriter.append` runs on the application's threads and takes no lock: it claims a place in the
+current segment, makes sure that the segment is still current, and writes one line to a file that is
+open with ``O_APPEND``, which the kernel keeps whole. Everything else runs on the writer's own
+thread, the keeper: syncs under ``fsync="interval"``, sealing, deleting, and healing after errors.
+
+After a failed write or sync a segment is never trusted again: the kernel may have dropped the pages
+and reports the error only once (the PostgreSQL "fsyncgate" of 2018). Its pending entries, which are
+still in memory, are written to a new file.
+
+Cost of an append: about 2 µs, of which the ``write`` system call is more than half.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from zlib import crc32
+
+from logbun_logging.event import Entry
+from logbun_logging.files import PRIVATE_FILE, make_folder, sync_folder, try_lock
+from logbun_logging.options import FsyncPolicy, WalOptions
+from logbun_logging.wal.codec import encode_line
+from logbun_logging.wal.commit import GroupCommit
+from logbun_logging.wal.segment import Segment
+
+__all__ = ["WalWriter"]
+
+#: How often the keeper looks at the size of the segment while events come in, in seconds.
+_TICK = 0.05
+
+#: A thread that claimed a place just before sealing still writes to the sealed file. After so many
+#: rounds of the keeper it has certainly done so, and the descriptor can be closed.
+_ROUNDS_OPEN = 200
+
+#: A file smaller than this is not worth replacing when everything in it is acknowledged.
+_MIN_SEAL = 64 * 1024
+
+_write = os.write
+
+
+class WalWriter:
+    """One process's write-ahead log.
+
+    Args:
+        folder: the namespace's ``wal`` folder.
+        fsync: ``"always"``, ``"interval"`` or ``"never"``.
+        options: sizes and times.
+        failed: called on the keeper's thread with an error and the number of events that were kept
+            in memory only because of it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fsync: FsyncPolicy,
+        options: WalOptions,
+        failed: Callable[[OSError, int], None],
+    ) -> None:
+        self._folder = folder
+        self._fsync = fsync
+        self._options = options
+        self._failed = failed
+        self._instance: Path | None = None
+        self._lock_descriptor = -1
+        self._current = Segment(None)
+        self._swap_lock = threading.Lock()  # guards replacing _current; held for a few instructions
+        self._pending_lock = threading.Lock()  # guards leaving and changing segments
+        self._keep_lock = threading.RLock()  # guards the list of segments and all file operations
+        self._segments: list[Segment] = []
+        self._number = 0
+        self._missed = 0
+        self._error: OSError | None = None
+        self._synced_at = time.monotonic()
+        self._wake = threading.Event()
+        self._closed = False
+        self._keeper: threading.Thread | None = None
+        self._group = GroupCommit(self._sync_for_group, self._wake.set)
+
+    # ── the application's threads ──
+
+    def append(self, entry: Entry) -> bool:
+        """Write *entry*; return False if it is in memory only, for now. Never raises."""
+        payload = entry.payload
+        line = b'{"v": 1, "crc": "%08x", "event": %b}\n' % (crc32(payload), payload)
+        while True:
+            segment = self._current
+            entry.segment = segment
+            segment.pending[entry] = None
+            if segment is self._current:
+                break
+            segment.pending.pop(entry, None)  # sealed meanwhile: it may be deleted any time
+        if segment.descriptor >= 0:
+            try:
+                if _write(segment.descriptor, line) == len(line):
+                    return True
+                error = OSError("short write")
+            except OSError as caught:
+                error = caught
+            self._give_up(segment, error)
+        self._missed += 1  # an approximate figure for the report; the exact one is counted above us
+        return False
+
+    def commit(self) -> bool:
+        """Under ``fsync="always"``: return once everything appended before is on the disk."""
+        return self._group.wait()
+
+    def notify(self, callback: Callable[[bool], None]) -> None:
+        """Under ``fsync="always"``: call *callback* once everything appended before is on disk."""
+        self._group.notify(callback)
+
+    def _give_up(self, segment: Segment, error: OSError) -> None:
+        """Keep entries in memory from now on, until the keeper has a file that can be written."""
+        segment.failed = True
+        self._error = error
+        with self._swap_lock:
+            if self._current is segment:
+                self._current = Segment(None)
+        self._wake.set()
+
+    # ── the pipeline's threads ──
+
+    def open(self) -> None:
+        """Make and lock this process's folder, and start a segment.
+
+        A failure is reported and mended in the background; entries stay in memory until then.
+        """
+        with self._keep_lock:
+            self._heal()
+
+    @property
+    def instance(self) -> Path | None:
+        """The folder that this process holds."""
+        return self._instance
+
+    def poke(self) -> None:
+        """Tell the keeper that there is work: called by the listener, never by the application."""
+        if not self._wake.is_set():
+            self._wake.set()
+        if self._keeper is None and not self._closed:
+            with self._keep_lock, suppress(RuntimeError):  # no new threads at interpreter exit
+                if self._keeper is None:
+                    keeper = threading.Thread(target=self._keep, name="logbun-wal", daemon=True)
+                    keeper.start()
+                    self._keeper = keeper
+
+    def acknowledge(self, entries: Iterable[Entry]) -> None:
+        """Let go of *entries*: they are in the database or the DLQ."""
+        with self._pending_lock:
+            for entry in entries:
+                segment = entry.segment
+                if segment is not None:
+                    segment.pending.pop(entry, None)
+                    entry.segment = None
+
+    def park(self, entry: Entry) -> bool:
+        """Leave *entry* to the file alone; return False if there is no file that has it."""
+        with self._pending_lock:
+            segment: Segment | None = entry.segment
+            if segment is None or segment.failed:
+                return False
+            if entry in segment.pending:
+                del segment.pending[entry]
+                segment.parked += 1
+                entry.segment = None
+            return True
+
+    def take_parked(self) -> list[Segment]:
+        """Return the sealed segments with parked records, after sealing the current one if need be.
+
+        The caller reads them back, marks what it re-admits as pending, and then sets ``parked`` to 0.
+        """
+        with self._keep_lock:
+            if self._current.parked:
+                self._seal()
+            return [segment for segment in self._segments if segment.sealed and segment.parked]
+
+    def usage(self) -> tuple[int, int, str | None]:
+        """Return segments, bytes, and when the oldest un-acknowledged event was created."""
+        with self._keep_lock:
+            segments = [*self._segments]
+            size = sum(segment.size() for segment in segments)
+        if self._current not in segments:
+            segments.append(self._current)
+        oldest = min(filter(None, (segment.oldest() for segment in segments)), default=None)
+        return len(segments), size, oldest
+
+    def tidy(self) -> None:
+        """Do the keeper's work once, now: heal, seal, sync, delete."""
+        with self._keep_lock:
+            self._report()
+            if any(s.failed for s in self._segments) or self._current.failed:
+                self._heal()
+            current = self._current
+            if current.descriptor >= 0:
+                size = current.size()
+                idle = not current.pending and not current.parked
+                if size >= self._options.segment_bytes or (idle and size >= _MIN_SEAL):
+                    self._seal()
+            due = self._synced_at + self._options.sync_interval
+            if self._fsync == "interval" and time.monotonic() >= due:
+                self._sync()
+            self._delete_finished()
+            for segment in self._segments:
+                segment.rounds += segment.sealed
+                if segment.rounds > _ROUNDS_OPEN:
+                    segment.close()
+
+    def close(self) -> None:
+        """Stop the keeper; delete what is finished, sync what is not, and give up the folder."""
+        with self._keep_lock:
+            self._closed = True
+        self._wake.set()
+        keeper = self._keeper
+        if keeper is not None and keeper is not threading.current_thread():
+            keeper.join(timeout=5.0)
+        with self._keep_lock:
+            with suppress(OSError):
+                self.tidy()
+            current = self._current
+            if self._fsync != "never":
+                self._sync()
+            with self._swap_lock:
+                self._current = Segment(None)
+            current.sealed = True
+            self._delete_finished()
+            for segment in self._segments:
+                segment.close()
+            if self._instance is not None:
+                with suppress(OSError):  # not empty: the next process adopts it
+                    self._instance.rmdir()
+                os.close(self._lock_descriptor)
+            self._instance, self._lock_descriptor, self._segments = None, -1, []
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's descriptors. The files stay the parent's."""
+        for segment in self._segments:
+            segment.close()
+        if self._lock_descriptor >= 0:
+            os.close(self._lock_descriptor)
+
+    # ── the keeper ──
+
+    def _keep(self) -> None:
+        while not self._closed:
+            self._wake.wait()
+            self._wake.clear()
+            while not self._closed:
+                self._group.lead()
+                try:
+                    self.tidy()
+                except OSError as error:
+                    self._error = error
+                if self._quiet():
+                    break
+                self._wake.wait(_TICK)
+                self._wake.clear()
+
+    def _quiet(self) -> bool:
+        """Tell whether nothing can change until somebody appends again."""
+        with self._keep_lock:
+            if any(s.pending or s.failed for s in [*self._segments, self._current]):
+                return False
+            return self._fsync != "interval" or self._synced_at > self._last_change()
+
+    def _last_change(self) -> float:
+        try:
+            age = time.time() - os.fstat(self._current.descriptor).st_mtime
+        except OSError:
+            return 0.0
+        return time.monotonic() - age
+
+    def _report(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            missed, self._missed = self._missed, 0
+            self._failed(error, missed)
+
+    def _heal(self) -> None:
+        """Write what failed segments hold in memory to a new file, and append there from now on."""
+        fresh: Segment | None = None
+        try:
+            fresh = self._create()
+            old = [s for s in [*self._segments, self._current] if s.failed]
+            for segment in old:
+                self._move(segment, fresh)
+            with self._swap_lock:
+                old_current, self._current = self._current, fresh
+            old_current.sealed = True
+            for segment in {id(s): s for s in [*old, old_current]}.values():
+                self._move(segment, fresh)  # what was claimed while we copied
+                segment.failed = False
+                segment.sealed = True
+            if self._fsync != "never":
+                os.fdatasync(fresh.descriptor)
+        except OSError as error:
+            self._failed(error, 0)
+            if fresh is not None:
+                fresh.failed = True
+                with self._swap_lock:
+                    if self._current is fresh:
+                        self._current = Segment(None)
+                fresh.sealed = True
+        self._delete_finished()
+
+    def _move(self, source: Segment, target: Segment) -> None:
+        while source.pending:
+            entries = list(source.pending)
+            for entry in entries:
+                _write_all(target.descriptor, encode_line(entry.payload))
+            with self._pending_lock:
+                for entry in entries:
+                    if entry in source.pending:
+                        del source.pending[entry]
+                        target.pending[entry] = None
+                        entry.segment = target
+
+    def _create(self) -> Segment:
+        if self._instance is None:
+            self._claim_folder()
+        assert self._instance is not None  # noqa: S101 - for the type checker
+        path = self._instance / "current.aof"
+        if path.exists():
+            self._put_aside(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        segment = Segment(path, os.open(path, flags, PRIVATE_FILE))
+        self._segments.append(segment)
+        try:
+            if self._fsync != "never":
+                sync_folder(self._instance)
+        except OSError:
+            segment.sealed = True  # empty, and so finished
+            raise
+        return segment
+
+    def _put_aside(self, path: Path) -> None:
+        """Give the file called current its number."""
+        self._number += 1
+        target = path.with_name(f"seg-{self._number:06d}.aof")
+        path.rename(target)
+        for segment in self._segments:
+            if segment.path == path:
+                segment.path = target
+
+    def _claim_folder(self) -> None:
+        make_folder(self._folder)
+        while True:
+            name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(6)}"
+            instance = self._folder / name
+            make_folder(instance)
+            descriptor = os.open(instance, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            # Another process may have taken the new folder for an abandoned one and removed it.
+            if try_lock(descriptor) and instance.exists():
+                self._instance, self._lock_descriptor = instance, descriptor
+                return
+            os.close(descriptor)
+
+    def _seal(self) -> None:
+        """Put a new file in the place of the current one."""
+        before = self._current
+        try:
+            fresh = self._create()
+        except OSError as error:
+            self._give_up(before, error)
+            return
+        with self._swap_lock:
+            self._current = fresh
+        before.sealed = True
+        if before.descriptor >= 0 and self._fsync != "never" and not before.finished:
+            self._sync_segment(before)
+
+    def _sync(self) -> bool:
+        """Sync every file with records that somebody waits for."""
+        self._synced_at = time.monotonic()
+        results = [
+            self._sync_segment(segment)
+            for segment in [*self._segments]
+            if segment.descriptor >= 0 and not segment.failed and not segment.finished
+        ]
+        return all(results) and not self._current.failed
+
+    def _sync_segment(self, segment: Segment) -> bool:
+        try:
+            os.fdatasync(segment.descriptor)
+        except OSError as error:
+            self._give_up(segment, error)
+            return False
+        return True
+
+    def _sync_for_group(self) -> bool:
+        # The current file is synced without the lock, so that the keeper's work delays no caller.
+        segment = self._current
+        busy = [s for s in self._segments if s is not segment and s.pending and s.descriptor >= 0]
+        try:
+            for other in (*busy, segment):
+                if other.descriptor < 0:
+                    raise OSError("the WAL cannot be written")  # noqa: TRY301
+                os.fdatasync(other.descriptor)
+        except OSError as error:
+            self._give_up(segment, error)
+            with self._keep_lock:  # the callers wait for the rescue, which is their durability
+                self._heal()
+                return not self._current.failed
+        return True
+
+    def _delete_finished(self) -> None:
+        finished = [segment for segment in self._segments if segment.finished]
+        for segment in finished:
+            segment.delete()
+            self._segments.remove(segment)
+
+
+def _write_all(descriptor: int, line: bytes) -> None:
+    if os.write(descriptor, line) != len(line):
+        raise OSError("short write: no space is left")
