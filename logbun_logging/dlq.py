@@ -1,0 +1,394 @@
+r"""The dead-letter queue: batches that could not be inserted, as files.
+
+::
+
+    {tenant}_{ts}_{rand}.batch               pending
+    {tenant}_{ts}_{rand}.batch.processing    being retried; flock held by who retries
+    {tenant}_{ts}_{rand}.batch.dead          poison: given up after too many failed scans
+
+A file is an envelope, one line of JSON, and then one WAL record for each event::
+
+    {"v": 1, "dlq": {"tenant_id": "t1", "count": 2, "attempts": 0, "reason": "...", ...}}\n
+    {"v": 1, "crc": "89abcdef", "event": {...}}\n
+
+Files are written whole or not at all. The tenant in the name is for the reader's eye: it is encoded,
+two tenants never share it, and it is never parsed back. Several processes share the folder: a file is
+claimed by its flock and a rename, and the claim of a process that dies ends with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from logbun_logging.errors import LogbunError
+from logbun_logging.event import AuditEvent, decode_event, utc_now
+from logbun_logging.files import make_folder, open_locked, write_atomically
+from logbun_logging.options import DlqOptions
+from logbun_logging.wal.codec import encode_line, entry_of, read_records
+
+__all__ = ["Claim", "DeadLetterQueue", "DlqFile", "DlqFullError", "Envelope"]
+
+State = Literal["pending", "processing", "dead"]
+
+_PENDING: Final = ".batch"
+_PROCESSING: Final = ".batch.processing"
+_DEAD: Final = ".batch.dead"
+_STATES: Final[dict[str, State]] = {
+    _PENDING: "pending",
+    _PROCESSING: "processing",
+    _DEAD: "dead",
+}
+_UNSAFE: Final = re.compile(r"[^a-z0-9.-]+")
+
+
+class DlqFullError(LogbunError):
+    """The dead-letter queue has reached ``dlq.max_files`` or ``dlq.max_bytes``."""
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a dead-lettered batch.
+
+    Attributes:
+        tenant_id: whose events they are.
+        count: how many.
+        attempts: failed scans so far; an outage of the database does not count.
+        reason: the last error, or why the batch was spilled.
+        first_failed_at: when it came here (ISO 8601, UTC).
+        last_failed_at: when it failed last.
+    """
+
+    tenant_id: str | None
+    count: int
+    attempts: int
+    reason: str
+    first_failed_at: str
+    last_failed_at: str
+
+
+class _Head(msgspec.Struct):
+    v: int
+    dlq: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class DlqFile:
+    """One file of the dead-letter queue, as ``trail.dlq.list()`` shows it.
+
+    Attributes:
+        name: names it in every other call; stays the same in all states.
+        state: ``"pending"``, ``"processing"`` or ``"dead"``.
+        size: in bytes.
+        envelope: what is known of it; None if its first line is damaged.
+    """
+
+    name: str
+    state: State
+    size: int
+    envelope: Envelope | None
+
+
+class Claim:
+    """A file that this process works on; nobody else does, until one of the methods is called."""
+
+    def __init__(self, queue: DeadLetterQueue, path: Path, descriptor: int) -> None:
+        self._queue = queue
+        self._path = path
+        self._descriptor = descriptor
+        self.name = _split(path.name)[0]
+
+    def read(self) -> tuple[Envelope, list[bytes]]:
+        """Return the envelope and the events' payloads; damaged records are set aside.
+
+        Raises:
+            OSError: the file cannot be read, or damaged records cannot be set aside.
+        """
+        payloads: list[bytes] = []
+        bad: list[bytes] = []
+        with self._path.open("rb") as file:
+            first = file.readline()
+            envelope = _decode_head(first)
+            if envelope is None:
+                bad.append(first)
+            for payload, whole in read_records(file):
+                good = whole and entry_of(payload, check=True) is not None
+                (payloads if good else bad).append(payload)
+        if bad:
+            self._queue.set_aside(self.name, bad)
+        if envelope is None:
+            entry = entry_of(payloads[0]) if payloads else None
+            tenant = entry.tenant_id if entry else None
+            envelope = new_envelope(tenant, len(payloads), "the envelope was damaged")
+        return envelope, payloads
+
+    def done(self) -> None:
+        """Remove the file: its events are in the database."""
+        self._path.unlink(missing_ok=True)
+        self._close()
+
+    def put_back(self) -> None:
+        """Leave the file pending as it was."""
+        with suppress(FileNotFoundError):
+            self._path.rename(self._path.with_name(self.name + _PENDING))
+        self._close()
+
+    def fail(self, envelope: Envelope, payloads: Sequence[bytes], *, dead: bool) -> None:
+        """Write what is left, with a new envelope, and leave it pending or dead."""
+        target = self._path.with_name(self.name + (_DEAD if dead else _PENDING))
+        write_atomically(target, _chunks(envelope, payloads))
+        self._path.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+        self._queue.forget_figures()
+
+
+class DeadLetterQueue:
+    """The files of one namespace's dead-letter queue.
+
+    Args:
+        folder: the namespace's ``dlq`` folder; made when first written to.
+        options: its bounds.
+    """
+
+    def __init__(self, folder: Path, options: DlqOptions) -> None:
+        self._folder = folder
+        self._options = options
+        self._lock = threading.Lock()
+        self._envelopes: dict[tuple[str, State, int], Envelope | None] = {}
+        self._known: tuple[int, int] | None = None  # files and bytes, by our own account
+        self._known_at = 0.0
+
+    # ── the pipeline ──
+
+    def put(self, tenant_id: str | None, payloads: Sequence[bytes], reason: str) -> str:
+        """Write a batch and return the file's name.
+
+        Raises:
+            DlqFullError: the queue's bounds are reached.
+            OSError: it cannot be written.
+        """
+        make_folder(self._folder)
+        size = sum(map(len, payloads))
+        with self._lock:
+            files, total = self._account()
+            if files >= self._options.max_files or total + size > self._options.max_bytes:
+                raise DlqFullError(
+                    f"the dead-letter queue has {files:,} files and {total:,} bytes: allowed are "
+                    f"dlq.max_files={self._options.max_files:,} and "
+                    f"dlq.max_bytes={self._options.max_bytes:,}"
+                )
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        name = f"{_tenant_part(tenant_id)}_{stamp}_{secrets.token_hex(4)}"
+        envelope = new_envelope(tenant_id, len(payloads), reason)
+        written = write_atomically(self._folder / (name + _PENDING), _chunks(envelope, payloads))
+        with self._lock:
+            if self._known is not None:
+                self._known = (self._known[0] + 1, self._known[1] + written)
+        return name
+
+    def claims(self) -> Iterator[Claim]:
+        """Claim and yield the pending files, oldest first, and those whose claimant has died."""
+        for name, state, _ in sorted(self._scan(), key=lambda item: _age(item[0])):
+            if state != "dead" and (claim := self.claim(name, state)) is not None:
+                yield claim
+
+    def claim(self, name: str, state: State) -> Claim | None:
+        """Claim one file; None if another process has it or it is gone."""
+        pending = self._folder / (name + _PENDING)
+        processing = self._folder / (name + _PROCESSING)
+        path = {"pending": pending, "processing": processing, "dead": self._folder / (name + _DEAD)}
+        descriptor = open_locked(path[state])
+        if descriptor is None:
+            return None
+        if state == "processing":
+            dead = path["dead"]
+            if pending.exists() or dead.exists():  # its claimant died after writing the outcome
+                processing.unlink(missing_ok=True)
+                os.close(descriptor)
+                return None
+        else:
+            path[state].rename(processing)
+        return Claim(self, processing, descriptor)
+
+    def set_aside(self, name: str, bad: Sequence[bytes]) -> None:
+        """Keep damaged records in a ``.corrupt`` file."""
+        chunks = [data if data.endswith(b"\n") else data + b"\n" for data in bad]
+        write_atomically(self._folder / (name + ".corrupt"), chunks)
+
+    def counts(self) -> dict[str, int]:
+        """Return files and events by state, and the bytes of all."""
+        counts = {
+            "pending": 0,
+            "processing": 0,
+            "dead": 0,
+            "pending_events": 0,
+            "processing_events": 0,
+            "dead_events": 0,
+            "bytes": 0,
+        }
+        for file in self._files():
+            counts[file.state] += 1
+            counts["bytes"] += file.size
+            if file.envelope is not None:
+                counts[file.state + "_events"] += file.envelope.count
+        return counts
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing is pending or being retried."""
+        return all(state == "dead" for _, state, _ in self._scan())
+
+    def forget_figures(self) -> None:
+        """Count the files anew before the next ``put``."""
+        with self._lock:
+            self._known = None
+
+    # ── the operator ──
+
+    def list(self, state: State | None = None) -> list[DlqFile]:
+        """Return the files, oldest first, in one *state* or all."""
+        files = [file for file in self._files() if state in (None, file.state)]
+        return sorted(files, key=lambda file: _age(file.name))
+
+    def show(self, name: str) -> list[AuditEvent]:
+        """Return the events in a file.
+
+        Raises:
+            KeyError: there is no such file.
+        """
+        with self._find(name).open("rb") as file:
+            file.readline()
+            return [decode_event(payload) for payload, whole in read_records(file) if whole]
+
+    def requeue(self, name: str) -> bool:
+        """Make a dead file pending again with its attempts at 0; False if it is not dead.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        claim = self.claim(name, "dead")
+        if claim is None:
+            return False
+        envelope, payloads = claim.read()
+        claim.fail(msgspec.structs.replace(envelope, attempts=0), payloads, dead=False)
+        return True
+
+    def delete(self, name: str) -> bool:
+        """Remove a pending or dead file with its events for good; False if it cannot be had."""
+        for state in ("pending", "dead"):
+            claim = self.claim(name, state)
+            if claim is not None:
+                claim.done()
+                return True
+        return False
+
+    def _find(self, name: str) -> Path:
+        for suffix in _STATES:
+            path = self._folder / (name + suffix)
+            if path.exists():
+                return path
+        raise KeyError(name)
+
+    def _scan(self) -> Iterator[tuple[str, State, int]]:
+        try:
+            with os.scandir(self._folder) as found:
+                entries = list(found)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            name, state = _split(entry.name)
+            if state is not None:
+                with suppress(FileNotFoundError):
+                    yield name, state, entry.stat().st_size
+
+    def _files(self) -> list[DlqFile]:
+        """Return all files; an envelope is read once for each size that its file has had."""
+        files = []
+        seen: dict[tuple[str, State, int], Envelope | None] = {}
+        for key in self._scan():
+            name, state, size = key
+            if key not in self._envelopes:
+                with suppress(OSError), (self._folder / (name + _suffix(state))).open("rb") as file:
+                    seen[key] = _decode_head(file.readline())
+            else:
+                seen[key] = self._envelopes[key]
+            files.append(DlqFile(name, state, size, seen.get(key)))
+        self._envelopes = seen
+        return files
+
+    def _account(self) -> tuple[int, int]:
+        now = time.monotonic()
+        if self._known is None or now - self._known_at > 1.0:  # other processes write here as well
+            sizes = [size for _, _, size in self._scan()]
+            self._known, self._known_at = (len(sizes), sum(sizes)), now
+        return self._known
+
+
+def new_envelope(tenant_id: str | None, count: int, reason: str) -> Envelope:
+    """Return the envelope of a batch that failed just now."""
+    now = utc_now()
+    return Envelope(
+        tenant_id=tenant_id,
+        count=count,
+        attempts=0,
+        reason=reason[:2000],
+        first_failed_at=now,
+        last_failed_at=now,
+    )
+
+
+def _chunks(envelope: Envelope, payloads: Sequence[bytes]) -> Iterator[bytes]:
+    sized = msgspec.structs.replace(envelope, count=len(payloads))
+    yield b'{"v": 1, "dlq": ' + msgspec.json.encode(sized) + b"}\n"
+    for payload in payloads:
+        yield encode_line(payload)
+
+
+_head_decoder = msgspec.json.Decoder(_Head)
+
+
+def _decode_head(line: bytes) -> Envelope | None:
+    try:
+        head = _head_decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return head.dlq if head.v == 1 else None
+
+
+def _tenant_part(tenant_id: str | None) -> str:
+    if tenant_id is None:
+        return "none"
+    readable = _UNSAFE.sub("-", tenant_id.lower()).strip("-.")[:32]
+    digest = hashlib.sha256(tenant_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{readable}-{digest}".lstrip("-")
+
+
+def _split(file_name: str) -> tuple[str, State | None]:
+    for suffix, state in _STATES.items():
+        if file_name.endswith(suffix):
+            return file_name.removesuffix(suffix), state
+    return file_name, None
+
+
+def _suffix(state: State) -> str:
+    return next(suffix for suffix, known in _STATES.items() if known == state)
+
+
+def _age(name: str) -> list[str]:
+    """Return what to sort by: the time and the random part, not the tenant."""
+    return name.rsplit("_", 2)[1:]
