@@ -171,6 +171,11 @@ class WalWriter:
                 entry.segment = None
             return True
 
+    def keeps(self, entry: Entry) -> bool:
+        """Tell whether a file has *entry*, so that the next start will find it."""
+        segment: Segment | None = entry.segment
+        return segment is not None and not segment.failed
+
     def take_parked(self) -> list[Segment]:
         """Return the sealed segments with parked records, after sealing the current one if need be.
 

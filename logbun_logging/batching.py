@@ -1,0 +1,388 @@
+"""Per-tenant buffers: admission, triggers, and fair, ordered hand-over to the flush workers.
+
+Everything that may wait in memory is counted here, from the moment the caller is let in until the
+event is in the database, the DLQ, or given up: the queue between handler and listener and batches in
+flight included. The invariant: for each tenant ``admitted - settled`` events are in memory, and they
+leave in the order in which they came.
+
+Who calls what: ``admit`` the application's threads; ``put`` the listener; ``take``, ``settle`` and
+``retry_later`` the flush workers; ``overfull`` the spiller.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+from logbun_logging.event import Entry
+from logbun_logging.options import BatchingOptions, LimitOptions
+
+__all__ = ["Admission", "Buffers", "Lane", "Shipment"]
+
+#: What becomes of a call: admitted, refused because it is to be dropped, or no room in memory.
+Admission = Literal["admitted", "drop", "full"]
+
+#: What an entry costs in memory beside its payload: objects, pointers, the record in the queue.
+_OVERHEAD: Final = 400
+
+#: A tenant whose turn has not come, or whose insert has not ended, for so many seconds, is held up.
+#: Until then a full buffer is a burst, and a burst is not an outage.
+_HELD_UP_AFTER: Final = 2.0
+
+#: More lanes than this are not kept for tenants that have nothing waiting.
+_IDLE_LANES: Final = 4096
+
+
+class Lane:
+    """One tenant's events in memory."""
+
+    __slots__ = (
+        "admitted",
+        "aging",
+        "attempt",
+        "busy",
+        "entries",
+        "first_at",
+        "in_flight",
+        "ready",
+        "retrying",
+        "settled",
+        "since",
+        "tenant_id",
+    )
+
+    def __init__(self, tenant_id: str | None) -> None:
+        self.tenant_id = tenant_id
+        self.entries: deque[Entry] = deque()
+        self.admitted = 0
+        self.settled = 0
+        self.busy = False  # a worker has a batch of it, or it waits to try that batch again
+        self.ready = False  # stands in the queue for a worker
+        self.aging = False  # stands in the queue for the flush interval
+        self.since = 0.0  # since when it is busy or ready
+        self.first_at = 0.0  # when the oldest buffered entry came
+        self.in_flight: list[Entry] = []  # the batch that a worker has
+        self.retrying: list[Entry] = []  # the batch that failed
+        self.attempt = 0  # how often that has been tried
+
+    @property
+    def queued(self) -> int:
+        """Events of this tenant in memory."""
+        return self.admitted - self.settled
+
+    def held_up(self, now: float) -> bool:
+        """Tell whether the database does not keep up with this tenant."""
+        return self.attempt > 0 or ((self.busy or self.ready) and now - self.since > _HELD_UP_AFTER)
+
+
+#: What a worker takes: lanes, each with the entries of its batches, in order.
+Shipment = list[tuple[Lane, list[Entry]]]
+
+
+class Buffers:
+    """All tenants' buffers.
+
+    Args:
+        batching: triggers and bounds of one tenant.
+        limits: bounds of all tenants together.
+        many: a worker may take the lanes of several tenants at once.
+        shipment_size: most events that a worker takes.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        batching: BatchingOptions,
+        limits: LimitOptions,
+        *,
+        many: bool,
+        shipment_size: int = 5000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._batching = batching
+        self._trigger = min(batching.max_size, batching.max_queue_size)
+        self._cap = batching.max_queue_size
+        self._max_events = limits.max_total_queued
+        self._max_bytes = limits.max_queued_bytes
+        self._drop = batching.on_queue_full == "drop"
+        self._block = batching.on_queue_full == "block"
+        self._many = many
+        self._shipment_size = shipment_size if many else batching.max_size
+        self._clock = clock
+        self._lock = threading.RLock()  # re-entrant: a signal handler may log
+        self._work = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)
+        self._lanes: dict[str | None, Lane] = {}
+        self._ready: deque[Lane] = deque()
+        self._aging: deque[tuple[float, Lane]] = deque()
+        self._retries: list[tuple[float, int, Lane]] = []
+        self._tie = 0
+        self._flushing = 0
+        self._closed = False
+        self.events = 0
+        self.bytes = 0
+
+    # ── the application's threads ──
+
+    def admit(self, entry: Entry) -> Admission:
+        """Make room for *entry*; atomic, and never waits for more than ``block_timeout``."""
+        size = len(entry.payload) + _OVERHEAD
+        with self._lock:
+            lane = self._lanes.get(entry.tenant_id)
+            if lane is None:
+                lane = self._lanes[entry.tenant_id] = Lane(entry.tenant_id)
+            if (
+                lane.admitted - lane.settled >= self._cap
+                or self.events >= self._max_events
+                or self.bytes + size > self._max_bytes
+            ):
+                verdict = self._admit_when_full(lane, size)
+                if verdict != "admitted":
+                    return verdict
+                lane = self._lanes.setdefault(entry.tenant_id, lane)  # let go while we waited?
+            lane.admitted += 1
+            self.events += 1
+            self.bytes += size
+        return "admitted"
+
+    def _admit_when_full(self, lane: Lane, size: int) -> Admission:
+        if self._drop and lane.queued >= self._cap and lane.held_up(self._clock()):
+            return "drop"
+        if self._block and lane.queued >= self._cap:
+            # A tenant that is still full after the wait is let in, and spilled.
+            self._room.wait_for(lambda: lane.queued < self._cap, self._batching.block_timeout)
+        if self.events >= self._max_events or self.bytes + size > self._max_bytes:
+            return "drop" if self._drop else "full"
+        return "admitted"
+
+    def wait_for_room(self, entry: Entry, timeout: float) -> bool:
+        """Wait until there is room in the total bounds; for events that cannot be kept elsewhere."""
+        size = len(entry.payload) + _OVERHEAD
+        with self._lock:
+            return self._room.wait_for(
+                lambda: self.events < self._max_events and self.bytes + size <= self._max_bytes,
+                timeout,
+            )
+
+    # ── the listener ──
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        """Buffer admitted entries, and queue the lanes that are due."""
+        with self._lock:
+            now = self._clock()
+            for entry in entries:
+                lane = self._lanes[entry.tenant_id]
+                buffer = lane.entries
+                if not buffer:
+                    lane.first_at = now
+                    self._age(lane)
+                buffer.append(entry)
+                if len(buffer) >= self._trigger and not lane.ready and not lane.busy:
+                    self._queue(lane, now)
+            if self._flushing:
+                self._queue_all(now)
+
+    def _age(self, lane: Lane) -> None:
+        if not lane.aging:
+            lane.aging = True
+            self._aging.append((lane.first_at + self._batching.flush_interval, lane))
+            if len(self._aging) == 1:
+                self._work.notify()  # a worker that sleeps without a limit must look again
+
+    def _queue(self, lane: Lane, now: float) -> None:
+        lane.ready = True
+        lane.since = now
+        self._ready.append(lane)
+        self._work.notify()
+
+    def _queue_all(self, now: float) -> None:
+        for lane in self._lanes.values():
+            if lane.entries and not lane.ready and not lane.busy:
+                self._queue(lane, now)
+
+    def _queue_due(self) -> float | None:
+        """Queue what has become due; return the seconds until the next thing will, or None."""
+        now = self._clock()
+        while self._aging and self._aging[0][0] <= now:
+            lane = self._aging.popleft()[1]
+            lane.aging = False
+            if not lane.entries or lane.ready or lane.busy:
+                continue
+            if lane.first_at + self._batching.flush_interval > now:
+                self._age(lane)  # what was the oldest has gone meanwhile
+            else:
+                self._queue(lane, now)
+        while self._retries and self._retries[0][0] <= now:
+            lane = heapq.heappop(self._retries)[2]
+            self._queue(lane, lane.since)
+        times = [waiting[0][0] for waiting in (self._aging, self._retries) if waiting]
+        return min(times) - now if times else None
+
+    # ── the flush workers ──
+
+    def take(self, timeout: float | None) -> Shipment | None:
+        """Return due lanes with their events, [] after *timeout* seconds, None when closed.
+
+        The lanes are the caller's until it settles them, so no tenant's order can be broken. Under
+        load every lane gets an equal share, so no tenant starves another.
+        """
+        with self._lock:
+            deadline = None if timeout is None else self._clock() + timeout
+            while True:
+                pause = self._queue_due()
+                if self._ready:
+                    break
+                if self._closed:
+                    return None
+                if deadline is not None:
+                    left = deadline - self._clock()
+                    if left <= 0:
+                        return []
+                    pause = left if pause is None else min(pause, left)
+                self._work.wait(pause)
+            now = self._clock()
+            lanes = min(len(self._ready), self._shipment_size) if self._many else 1
+            share = max(self._batching.max_size, self._shipment_size // lanes)
+            shipment: Shipment = []
+            left = self._shipment_size
+            while self._ready and len(shipment) < lanes and left > 0:
+                lane = self._ready.popleft()
+                lane.ready, lane.busy, lane.since = False, True, now
+                entries, lane.retrying = lane.retrying, []
+                if not entries:
+                    count = min(len(lane.entries), share, left)
+                    entries = [lane.entries.popleft() for _ in range(count)]
+                    lane.first_at = now
+                lane.in_flight = entries
+                shipment.append((lane, entries))
+                left -= len(entries)
+            return shipment
+
+    def settle(self, lane: Lane, entries: Sequence[Entry], *, free: bool = True) -> None:
+        """Take *entries* off the books; with *free* the lane may be taken again."""
+        size = sum(len(entry.payload) for entry in entries) + _OVERHEAD * len(entries)
+        with self._lock:
+            lane.settled += len(entries)
+            self.events -= len(entries)
+            self.bytes -= size
+            if free:
+                self._free(lane)
+            self._room.notify_all()
+
+    def _free(self, lane: Lane) -> None:
+        lane.busy = False
+        lane.in_flight = []
+        lane.attempt = 0
+        if lane.entries:
+            now = self._clock()
+            if (
+                len(lane.entries) >= self._trigger
+                or self._flushing
+                or now >= lane.first_at + self._batching.flush_interval
+            ):
+                self._queue(lane, now)
+            else:
+                self._age(lane)
+        elif lane.admitted == lane.settled and len(self._lanes) > _IDLE_LANES:
+            del self._lanes[lane.tenant_id]
+
+    def retry_later(self, lane: Lane, entries: list[Entry], delay: float) -> None:
+        """Keep the lane's batch for another try after *delay* seconds; others go on meanwhile."""
+        with self._lock:
+            lane.retrying, lane.in_flight = entries, []
+            lane.attempt += 1
+            self._tie += 1
+            heapq.heappush(self._retries, (self._clock() + delay, self._tie, lane))
+            self._work.notify()
+
+    # ── the spiller ──
+
+    def overfull(self) -> Shipment:
+        """Take what has to leave memory unsent, because the database does not keep up.
+
+        That is the waiting events of every tenant over its bound, and, when all of them together are
+        near theirs, of the tenants with the most.
+        """
+        with self._lock:
+            now = self._clock()
+            found = [
+                (lane, self._take_waiting(lane))
+                for lane in self._lanes.values()
+                if lane.queued > self._cap and lane.entries and lane.held_up(now)
+            ]
+            if self.crowded():
+                lanes = sorted(self._lanes.values(), key=lambda lane: -len(lane.entries))
+                target = self.events // 4
+                for lane in lanes:
+                    if target <= 0 or not lane.entries:
+                        break
+                    entries = self._take_waiting(lane)
+                    target -= len(entries)
+                    found.append((lane, entries))
+            return [(lane, entries) for lane, entries in found if entries]
+
+    def _take_waiting(self, lane: Lane) -> list[Entry]:
+        entries = list(lane.entries)
+        lane.entries.clear()
+        return entries
+
+    def put_back(self, lane: Lane, entries: Sequence[Entry]) -> None:
+        """Return what could not be spilled to the head of its lane."""
+        with self._lock:
+            if not lane.entries:
+                lane.first_at = self._clock()
+                self._age(lane)
+            lane.entries.extendleft(reversed(entries))
+
+    def crowded(self) -> bool:
+        """Tell whether memory is nearly used up."""
+        return self.events > 0.9 * self._max_events or self.bytes > 0.9 * self._max_bytes
+
+    # ── operations ──
+
+    def flush(self, deadline: float) -> bool:
+        """Make everything due that is admitted now, and wait for it; return whether it is settled."""
+        with self._lock:
+            targets = [(lane, lane.admitted) for lane in self._lanes.values() if lane.queued]
+
+            def settled() -> bool:
+                while targets and targets[-1][0].settled >= targets[-1][1]:
+                    targets.pop()
+                return not targets
+
+            self._flushing += 1
+            self._queue_all(self._clock())
+            try:
+                return self._room.wait_for(settled, max(0.0, deadline - self._clock()))
+            finally:
+                self._flushing -= 1
+
+    def drain(self) -> Shipment:
+        """Take everything, at the end, when there is no more time.
+
+        What a worker waits for is among it: stored twice it is one row, not at all it would be lost.
+        """
+        with self._lock:
+            found: Shipment = []
+            for lane in self._lanes.values():
+                entries = [*lane.in_flight, *lane.retrying, *lane.entries]
+                lane.retrying = []
+                lane.entries.clear()
+                if entries:
+                    found.append((lane, entries))
+            return found
+
+    def close(self) -> None:
+        """Wake the workers for the last time."""
+        with self._lock:
+            self._closed = True
+            self._work.notify_all()
+
+    def depths(self) -> dict[str | None, int]:
+        """Return the events in memory by tenant."""
+        with self._lock:
+            return {lane.tenant_id: lane.queued for lane in self._lanes.values() if lane.queued}

@@ -1,0 +1,221 @@
+"""The flush workers: from the buffers to the database, or to the DLQ.
+
+A worker takes due lanes, tries to insert them, and settles every entry in one of three ways: stored,
+dead-lettered, or left to the WAL. Only then is the entry acknowledged. Nothing here knows SQL or the
+form of files.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from logbun_logging.batching import Buffers, Lane, Shipment
+from logbun_logging.delivery import Delivery, Outcome, Verdict
+from logbun_logging.dlq import DeadLetterQueue, DlqFullError
+from logbun_logging.event import Entry
+from logbun_logging.options import RetryOptions
+from logbun_logging.reporting import Reporter
+from logbun_logging.stats import Counters
+from logbun_logging.wal import WalWriter
+
+__all__ = ["Flusher"]
+
+#: The longest pause between two tries, in seconds, whatever ``retry`` says.
+_LONGEST_DELAY = 300.0
+
+
+class Flusher:
+    """Delivers what the buffers hold.
+
+    Args:
+        buffers: where events wait.
+        delivery: inserts batches.
+        dlq: takes what cannot be inserted.
+        wal: told of everything that needs it no longer.
+        retry: how often and when to try again.
+        tenant_required: events without a tenant go to the DLQ.
+        counters: what happened.
+        reporter: told of problems.
+        rng: returns a number from 0 to 1, for the jitter.
+    """
+
+    def __init__(
+        self,
+        *,
+        buffers: Buffers,
+        delivery: Delivery,
+        dlq: DeadLetterQueue,
+        wal: WalWriter,
+        retry: RetryOptions,
+        tenant_required: bool,
+        counters: Counters,
+        reporter: Reporter,
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self._buffers = buffers
+        self._delivery = delivery
+        self._dlq = dlq
+        self._wal = wal
+        self._retry = retry
+        self._tenant_required = tenant_required
+        self._counters = counters
+        self._reporter = reporter
+        self._rng = rng
+        self._threads: list[threading.Thread] = []
+
+    def start(self, workers: int) -> None:
+        """Start the worker threads.
+
+        Raises:
+            RuntimeError: the interpreter is ending and starts no more threads.
+        """
+        for number in range(workers):
+            thread = threading.Thread(
+                target=self._work, name=f"logbun-flush-{number}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, timeout: float) -> None:
+        """Let the workers end; one that hangs in a driver is left behind."""
+        self._buffers.close()
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def run_here(self) -> None:
+        """Deliver everything that is due on the calling thread, which is the last one left."""
+        while shipment := self._buffers.take(0):
+            self._deliver_safely(shipment)
+
+    def _work(self) -> None:
+        while (shipment := self._buffers.take(None)) is not None:
+            self._deliver_safely(shipment)
+
+    def _deliver_safely(self, shipment: Shipment) -> None:
+        try:
+            self._deliver(shipment)
+        except Exception as error:  # a bug of ours must not end the worker, nor strand the lane
+            outcome = Outcome(Verdict.FAILED, f"{type(error).__name__}: {error}")
+            logging.getLogger("logbun_logging").exception("delivery failed")
+            for lane, entries in shipment:
+                if lane.in_flight is entries:
+                    self._failed(lane, entries, outcome)
+
+    def _deliver(self, shipment: Shipment) -> None:
+        if self._tenant_required:
+            shipment = self._refuse_tenantless(shipment)
+        if not shipment:
+            return
+        outcome = self._delivery.attempt(
+            [(lane.tenant_id, [entry.payload for entry in entries]) for lane, entries in shipment]
+        )
+        if outcome.verdict is Verdict.STORED:
+            for lane, entries in shipment:
+                self._wal.acknowledge(entries)
+                self._buffers.settle(lane, entries)
+        elif len(shipment) > 1 and outcome.verdict is not Verdict.OUTAGE:
+            for part in shipment:  # one tenant's rows are no other's problem
+                self._deliver([part])
+        else:
+            for lane, entries in shipment:
+                self._failed(lane, entries, outcome)
+
+    def _failed(self, lane: Lane, entries: list[Entry], outcome: Outcome) -> None:
+        self._reporter.report(
+            "insert_failed",
+            tenant_id=lane.tenant_id,
+            events=len(entries),
+            attempt=lane.attempt + 1,
+            reason=outcome.reason,
+        )
+        if outcome.verdict is not Verdict.REFUSED and lane.attempt < self._retry.max_retries:
+            self._counters.add("retried")
+            delay = self._retry.base_delay * 2**lane.attempt * (0.9 + 0.2 * self._rng())
+            self._buffers.retry_later(lane, entries, min(delay, _LONGEST_DELAY))
+            return
+        by_payload = {entry.payload: entry for entry in entries}
+        reasons: dict[str, list[Entry]] = defaultdict(list)
+        if outcome.verdict is Verdict.OUTAGE:
+            reasons[outcome.reason] = entries
+        else:
+            rest = self._delivery.bisect(lane.tenant_id, list(by_payload))
+            for payload, reason in rest:
+                reasons[reason].append(by_payload.pop(payload))
+            self._wal.acknowledge(by_payload.values())
+        for reason, unsent in reasons.items():
+            if self._dead_letter(lane.tenant_id, unsent, reason):
+                self._counters.add("dead_lettered", len(unsent))
+        self._buffers.settle(lane, entries)
+
+    def _refuse_tenantless(self, shipment: Shipment) -> Shipment:
+        kept: Shipment = []
+        for lane, entries in shipment:
+            if lane.tenant_id is not None:
+                kept.append((lane, entries))
+                continue
+            self._counters.add("refused", len(entries))
+            self._reporter.report("refused", events=len(entries), reason="no tenant_id")
+            self._dead_letter(None, entries, "refused: require_tenant_id is on")
+            self._buffers.settle(lane, entries)
+        return kept
+
+    def _dead_letter(self, tenant_id: str | None, entries: Sequence[Entry], reason: str) -> bool:
+        """Write entries to the DLQ; where that fails leave them to the WAL, or count them as lost."""
+        try:
+            name = self._dlq.put(tenant_id, [entry.payload for entry in entries], reason)
+        except (OSError, DlqFullError) as error:
+            left = [entry for entry in entries if not self._wal.park(entry)]
+            self._counters.add("parked", len(entries) - len(left))
+            self._counters.add("lost", len(left))
+            self._reporter.report(
+                "dlq_failed",
+                logging.ERROR,
+                tenant_id=tenant_id,
+                parked=len(entries) - len(left),
+                lost=len(left),
+                reason=f"{type(error).__name__}: {error}",
+            )
+            return False
+        self._wal.acknowledge(entries)
+        self._reporter.report(
+            "dead_lettered", tenant_id=tenant_id, events=len(entries), file=name, reason=reason
+        )
+        return True
+
+    def spill(self, *, drop: bool) -> None:
+        """Relieve memory of what the database does not keep up with; called by the listener.
+
+        What cannot be written to the DLQ goes back to its lane and is tried again.
+        """
+        for lane, entries in self._buffers.overfull():
+            if drop:
+                self._counters.add("dropped", len(entries))
+                self._buffers.settle(lane, entries, free=False)
+                continue
+            try:
+                name = self._dlq.put(
+                    lane.tenant_id, [entry.payload for entry in entries], "spilled: queue full"
+                )
+            except (OSError, DlqFullError) as error:
+                self._buffers.put_back(lane, entries)
+                reason = f"{type(error).__name__}: {error}"
+                self._reporter.report("spill_failed", logging.ERROR, reason=reason)
+                return
+            self._wal.acknowledge(entries)
+            self._counters.add("spilled", len(entries))
+            self._buffers.settle(lane, entries, free=False)
+            self._reporter.report(
+                "spilled", tenant_id=lane.tenant_id, events=len(entries), file=name
+            )
+
+    def give_up(self) -> None:
+        """At the end of the time for shutdown: leave what is left to the WAL, or else to the DLQ."""
+        for lane, entries in self._buffers.drain():
+            homeless = [entry for entry in entries if not self._wal.keeps(entry)]
+            if homeless:
+                self._dead_letter(lane.tenant_id, homeless, "shutdown before it was inserted")
+            self._buffers.settle(lane, entries, free=False)

@@ -1,0 +1,88 @@
+"""Telling people what goes wrong: the ``on_event`` callback and the ``logbun_logging`` logger.
+
+Only the pipeline's threads report. What happens on the application's threads is counted there and
+reported from here, so that no callback runs inside an audit call. Log messages are rate-limited; the
+callback hears of everything.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from logbun_logging.options import EventCallback
+from logbun_logging.stats import Counters
+
+__all__ = ["LOGGER_NAME", "Reporter"]
+
+#: Audit handlers ignore this logger, so that a report can never become an audit event.
+LOGGER_NAME: Final = "logbun_logging"
+
+#: Seconds in which one kind of report is logged once.
+_QUIET: Final = 10.0
+
+#: Counters that the application's threads raise, and that somebody should hear of.
+_WATCHED: Final = ("dropped", "lost", "wal_failures", "cut", "encode_failures", "unknown_action")
+
+_logger = logging.getLogger(LOGGER_NAME)
+
+
+class Reporter:
+    """Reports for one namespace.
+
+    Args:
+        namespace: named in every message.
+        callback: the ``on_event`` option.
+        counters: watched for what the application's threads count.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        callback: EventCallback | None,
+        counters: Counters,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._namespace = namespace
+        self._callback = callback
+        self._counters = counters
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._logged: dict[str, tuple[float, int]] = {}
+        self._seen = dict.fromkeys(_WATCHED, 0)
+
+    def report(self, name: str, level: int = logging.WARNING, /, **details: Any) -> None:
+        """Tell of one thing that happened."""
+        if self._callback is not None:
+            try:
+                self._callback(name, {"namespace": self._namespace, **details})
+            except Exception:
+                self._log("on_event_failed", logging.ERROR, {}, exc_info=True)
+        self._log(name, level, details)
+
+    def watch(self) -> None:
+        """Report what the application's threads have counted since the last time."""
+        for name in _WATCHED:
+            count = self._counters[name]
+            if count != self._seen[name]:
+                new, self._seen[name] = count - self._seen[name], count
+                level = logging.ERROR if name in {"dropped", "lost"} else logging.WARNING
+                self.report(name, level, events=new)
+
+    def _log(self, name: str, level: int, details: dict[str, Any], *, exc_info: bool = False) -> None:
+        now = self._clock()
+        with self._lock:
+            last, suppressed = self._logged.get(name, (-_QUIET, 0))
+            if now - last < _QUIET:
+                self._logged[name] = (last, suppressed + 1)
+                return
+            self._logged[name] = (now, 0)
+        text = ", ".join(f"{key}={value}" for key, value in details.items())
+        more = f" ({suppressed} more like this)" if suppressed else ""
+        _logger.log(
+            level, "%s: %s %s%s", self._namespace, name, text, more, exc_info=exc_info, stacklevel=3
+        )
