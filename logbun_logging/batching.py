@@ -90,6 +90,8 @@ class Buffers:
         batching: triggers and bounds of one tenant.
         limits: bounds of all tenants together.
         many: a worker may take the lanes of several tenants at once.
+        crowding: near the total bounds, the tenants with the most are spilled; a durable trail
+            parks events in its WAL instead.
         shipment_size: most events that a worker takes.
         clock: monotonic seconds.
     """
@@ -100,6 +102,7 @@ class Buffers:
         limits: LimitOptions,
         *,
         many: bool,
+        crowding: bool = True,
         shipment_size: int = 5000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -111,6 +114,7 @@ class Buffers:
         self._drop = batching.on_queue_full == "drop"
         self._block = batching.on_queue_full == "block"
         self._many = many
+        self._crowding = crowding
         self._shipment_size = shipment_size if many else batching.max_size
         self._clock = clock
         self._lock = threading.RLock()  # re-entrant: a signal handler may log
@@ -123,6 +127,7 @@ class Buffers:
         self._tie = 0
         self._flushing = 0
         self._closed = False
+        self.admitted = 0
         self.events = 0
         self.bytes = 0
 
@@ -145,6 +150,7 @@ class Buffers:
                     return verdict
                 lane = self._lanes.setdefault(entry.tenant_id, lane)  # let go while we waited?
             lane.admitted += 1
+            self.admitted += 1
             self.events += 1
             self.bytes += size
         return "admitted"
@@ -314,7 +320,7 @@ class Buffers:
                 for lane in self._lanes.values()
                 if lane.queued > self._cap and lane.entries and lane.held_up(now)
             ]
-            if self.crowded():
+            if self._crowding and self.crowded():
                 lanes = sorted(self._lanes.values(), key=lambda lane: -len(lane.entries))
                 target = self.events // 4
                 for lane in lanes:
@@ -360,6 +366,11 @@ class Buffers:
                 return self._room.wait_for(settled, max(0.0, deadline - self._clock()))
             finally:
                 self._flushing -= 1
+
+    def make_all_due(self) -> None:
+        """Queue every lane that has anything."""
+        with self._lock:
+            self._queue_all(self._clock())
 
     def drain(self) -> Shipment:
         """Take everything, at the end, when there is no more time.

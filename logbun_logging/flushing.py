@@ -80,6 +80,11 @@ class Flusher:
             thread.start()
             self._threads.append(thread)
 
+    @property
+    def running(self) -> bool:
+        """There are worker threads."""
+        return bool(self._threads)
+
     def stop(self, timeout: float) -> None:
         """Let the workers end; one that hangs in a driver is left behind."""
         self._buffers.close()
@@ -186,12 +191,17 @@ class Flusher:
         )
         return True
 
-    def spill(self, *, drop: bool) -> None:
+    def spill(self, *, drop: bool) -> bool:
         """Relieve memory of what the database does not keep up with; called by the listener.
 
-        What cannot be written to the DLQ goes back to its lane and is tried again.
+        What cannot be written to the DLQ goes back to its lane and is tried again. Returns whether
+        anything was written there.
         """
+        failed = spilled = False
         for lane, entries in self._buffers.overfull():
+            if failed:
+                self._buffers.put_back(lane, entries)
+                continue
             if drop:
                 self._counters.add("dropped", len(entries))
                 self._buffers.settle(lane, entries, free=False)
@@ -204,13 +214,16 @@ class Flusher:
                 self._buffers.put_back(lane, entries)
                 reason = f"{type(error).__name__}: {error}"
                 self._reporter.report("spill_failed", logging.ERROR, reason=reason)
-                return
+                failed = True
+                continue
             self._wal.acknowledge(entries)
+            spilled = True
             self._counters.add("spilled", len(entries))
             self._buffers.settle(lane, entries, free=False)
             self._reporter.report(
                 "spilled", tenant_id=lane.tenant_id, events=len(entries), file=name
             )
+        return spilled
 
     def give_up(self) -> None:
         """At the end of the time for shutdown: leave what is left to the WAL, or else to the DLQ."""

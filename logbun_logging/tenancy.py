@@ -33,7 +33,7 @@ class Databases(Protocol):
 
     @property
     def shared(self) -> bool:
-        """One database takes the batches of all tenants."""
+        """One insert takes the batches of several tenants."""
         ...
 
     def open(self) -> None:
@@ -68,12 +68,15 @@ class SingleDatabase:
         adapter: opened by :meth:`open`, closed by :meth:`close`.
     """
 
-    shared = True
-
     def __init__(self, adapter: Adapter) -> None:
         self._target = Target(adapter)
         self._lock = threading.Lock()
         self._opened = False
+
+    @property
+    def shared(self) -> bool:
+        """One insert takes the batches of several tenants."""
+        return self._target.many
 
     def open(self) -> None:
         """Open the adapter unless it is open."""

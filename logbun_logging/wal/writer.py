@@ -186,6 +186,10 @@ class WalWriter:
                 self._seal()
             return [segment for segment in self._segments if segment.sealed and segment.parked]
 
+    def has_parked(self) -> bool:
+        """Tell whether a file has records that have to be read back."""
+        return self._current.parked > 0 or any(s.parked for s in [*self._segments])
+
     def usage(self) -> tuple[int, int, str | None]:
         """Return segments, bytes, and when the oldest un-acknowledged event was created."""
         with self._keep_lock:

@@ -1,0 +1,366 @@
+"""The logging face: queue handler, queue listener and batching handler.
+
+They are what :mod:`logging.config` and users of :mod:`logging` see, and real subclasses of the stdlib's
+classes, but thin: the handler turns a record into an entry and submits it, the listener carries
+records to its handlers, the batching handler hands entries to the pipeline's buffers.
+
+Cost in the calling thread (CPython 3.11): see the benchmarks page.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import queue
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from logbun_logging.context import current_context
+from logbun_logging.encoding import CALL_FIELDS
+from logbun_logging.errors import ConfigurationError
+from logbun_logging.event import Entry
+from logbun_logging.pipeline import Pipeline
+from logbun_logging.queueing import RecordQueue
+from logbun_logging.record import AuditRecord
+from logbun_logging.reporting import LOGGER_NAME
+from logbun_logging.trail import AuditTrail
+from logbun_logging.values import safe_str
+
+__all__ = ["AuditQueueHandler", "AuditQueueListener", "BatchingAuditHandler"]
+
+#: What every record has, whoever logged it, and what formatters leave in it.
+_STANDARD: Final = frozenset(
+    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "exc_text"}
+)
+_KNOWN: Final = _STANDARD | CALL_FIELDS
+
+#: Records that the listener hands over between two looks at the clock.
+_STEP: Final = 128
+
+#: How often the listener looks after the pipeline while nothing comes in, in seconds.
+_TEND: Final = 0.5
+
+_formatter = logging.Formatter()
+
+
+def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
+    """Return the entry of a record, with the caller's context; never raises."""
+    if isinstance(record, AuditRecord):
+        fields, action, extra = record.fields, record.msg, None
+        if not CALL_FIELDS.issuperset(fields):
+            extra = {name: fields[name] for name in fields if name not in CALL_FIELDS}
+    else:
+        fields, action, extra = vars(record), record.msg, None
+        if record.args:
+            action = _message(record)
+        if not _KNOWN.issuperset(fields):
+            extra = {name: fields[name] for name in fields if name not in _KNOWN}
+        if record.exc_info or record.exc_text or record.stack_info:
+            extra = {**(extra or {}), **_traces(record)}
+    return pipeline.encoder.encode(action, fields, extra, current_context(), record.created)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # arguments that do not fit: the raw message is better than none
+        return safe_str(record.msg)
+
+
+def _traces(record: logging.LogRecord) -> dict[str, str]:
+    traces: dict[str, str] = {}
+    with suppress(Exception):
+        if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
+            record.exc_text = _formatter.formatException(record.exc_info)
+    if record.exc_text:
+        traces["exc_info"] = record.exc_text
+    if record.stack_info:
+        traces["stack_info"] = record.stack_info
+    return traces
+
+
+class BatchingAuditHandler(logging.Handler):
+    """The end of the queue: hands events to the per-tenant buffers and their flush workers.
+
+    Used as its own ``dictConfig`` entry in the stdlib's form (Python 3.12+), behind an
+    :class:`AuditQueueHandler`; attached to a logger directly it works without a queue.
+
+    Args:
+        trail: the trail to feed, instead of options.
+        **options: the options of :class:`~logbun_logging.AuditTrail`.
+
+    Raises:
+        ConfigurationError: an option is not allowed.
+    """
+
+    def __init__(self, *, trail: AuditTrail | None = None, **options: Any) -> None:
+        super().__init__()
+        self.trail = AuditTrail(**options) if trail is None else trail
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Buffer the event of one record."""
+        if isinstance(record, AuditRecord) and record.entry is not None:
+            self.trail.pipeline.buffer([record.entry])
+            return
+        if record.name.startswith(LOGGER_NAME):
+            return
+        pipeline = _open_pipeline(self.trail)
+        entry = encode_record(pipeline, record)
+        pipeline.submit(entry, lambda: pipeline.buffer([entry]))
+
+    def emit_all(self, records: list[AuditRecord]) -> None:
+        """Buffer the events of queued records; the same as ``handle`` for each, at once."""
+        if self.filters:
+            records = [record for record in records if self.filter(record)]
+        self.trail.pipeline.buffer([record.entry for record in records if record.entry])
+
+    def flush(self) -> None:
+        """Deliver everything logged so far, within ``flush_timeout``."""
+        self.trail.flush()
+
+    def close(self) -> None:
+        """Shut the trail down."""
+        self.trail.shutdown()
+        super().close()
+
+
+class AuditQueueListener(logging.handlers.QueueListener):
+    """Carries records from the queue to its handlers on a thread of its own.
+
+    It starts by itself with the first record, survives whatever a handler raises, and may be stopped
+    twice.
+    """
+
+    def __init__(
+        self, queue: Any, *handlers: logging.Handler, respect_handler_level: bool = False
+    ) -> None:
+        super().__init__(queue, *handlers, respect_handler_level=respect_handler_level)
+        self._stopping = threading.Event()
+
+    @property
+    def trail(self) -> AuditTrail:
+        """The trail that the batching handler among the handlers feeds.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        for handler in self.handlers:
+            if isinstance(handler, BatchingAuditHandler):
+                return handler.trail
+        allowed = "one or more handlers, a logbun_logging.BatchingAuditHandler among them"
+        raise ConfigurationError("handlers", self.handlers, allowed)
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        if self._thread is None or not self._thread.is_alive():
+            self._stopping.clear()
+            super().start()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Hand over everything that is queued, and end the thread."""
+        thread, self._thread = self._thread, None
+        self._stopping.set()
+        if thread is not None and thread.is_alive():
+            self.enqueue_sentinel()
+            thread.join(timeout)
+        else:
+            self._hand_over(self._drain())
+
+    def reset(self) -> None:
+        """In a forked child: start anew; what the parent had queued stays the parent's."""
+        self._thread = None
+        self._stopping = threading.Event()
+        if isinstance(self.queue, RecordQueue):
+            self.queue = RecordQueue()
+        else:
+            self._drain()
+
+    def _monitor(self) -> None:
+        tend = self.trail.pipeline.tend
+        while True:
+            try:
+                record = self.queue.get(True, _TEND)
+            except queue.Empty:
+                record = None
+            records = [] if record is None else [record, *self._drain(_STEP)]
+            try:
+                self._hand_over(records)
+                tend()
+            except Exception:  # whatever happens, the thread goes on
+                logging.getLogger(LOGGER_NAME).exception("audit listener")
+            if self._stopping.is_set() and self.queue.empty():
+                return
+
+    def _drain(self, limit: int = sys.maxsize) -> list[Any]:
+        records: list[Any] = []
+        with suppress(queue.Empty):
+            while len(records) < limit:
+                record = self.queue.get_nowait()
+                if record is not self._sentinel:
+                    records.append(record)
+        return records
+
+    def _hand_over(self, records: list[Any]) -> None:
+        if not records:
+            return
+        for handler in self.handlers:
+            if isinstance(handler, BatchingAuditHandler):
+                handler.emit_all(self._for_handler(handler, records))
+                continue
+            for record in self._for_handler(handler, records):
+                try:
+                    handler.handle(record)
+                except Exception:
+                    handler.handleError(record)
+
+    def _for_handler(self, handler: logging.Handler, records: list[Any]) -> list[Any]:
+        if not self.respect_handler_level:
+            return records
+        return [record for record in records if record.levelno >= handler.level]
+
+
+class AuditQueueHandler(logging.handlers.QueueHandler):
+    """The handler for loggers: takes a record's event over before the call returns.
+
+    Three ways to make one: with the options of :class:`~logbun_logging.AuditTrail`; with
+    ``trail=``; or, as ``dictConfig`` of Python 3.12+ does, with a queue, and a listener that is set
+    afterwards.
+
+    Args:
+        queue: the queue of the third form; the others have their own.
+        trail: the trail to feed.
+        **options: options of a new trail.
+
+    Raises:
+        ConfigurationError: an option is not allowed.
+    """
+
+    def __init__(
+        self, queue: Any = None, *, trail: AuditTrail | None = None, **options: Any
+    ) -> None:
+        own = trail is not None or bool(options)
+        super().__init__(RecordQueue() if own or queue is None else queue)
+        self._trail: AuditTrail | None = None
+        self._listener: AuditQueueListener | None = None
+        if own:
+            self._trail = AuditTrail(**options) if trail is None else trail
+            self.listener = AuditQueueListener(
+                self.queue, BatchingAuditHandler(trail=self._trail)
+            )
+
+    @property
+    def listener(self) -> Any:
+        """The listener at the other end of the queue."""
+        return self._listener
+
+    @listener.setter
+    def listener(self, listener: Any) -> None:
+        if listener is None or (self._trail is not None and self._listener is not None):
+            return  # dictConfig of 3.12+ brings a stock listener to a handler that has its own
+        if not isinstance(listener, AuditQueueListener):
+            allowed = "logbun_logging.AuditQueueListener"
+            raise ConfigurationError("listener", type(listener).__name__, allowed)
+        self._trail = listener.trail
+        self._listener = listener
+        self._trail.pipeline.add_source(self)
+
+    @property
+    def trail(self) -> AuditTrail:
+        """The trail that this handler feeds.
+
+        Raises:
+            ConfigurationError: the handler was made with a queue, and no listener was set yet.
+        """
+        if self._trail is None:
+            allowed = "options of a trail (namespace, adapter, ...), trail=, or a listener"
+            raise ConfigurationError("AuditQueueHandler", None, allowed)
+        return self._trail
+
+    # ── the application's threads ──
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Filter and take over a record.
+
+        Unlike the base class this takes no lock: everything behind it is safe without.
+        """
+        if self.filters:
+            verdict = self.filter(record)
+            if not verdict:
+                return False
+            if isinstance(verdict, logging.LogRecord):
+                record = verdict
+        try:
+            self.emit(record)
+        except Exception:
+            self.handleError(record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take over the event of *record*."""
+        if record.name.startswith(LOGGER_NAME):
+            return  # our own reports, if somebody audits the root logger
+        trail = self._trail or self.trail
+        pipeline = trail.pipeline
+        if pipeline.closing:
+            pipeline = _open_pipeline(trail)
+        queued = self.prepare(record)
+        entry = queued.entry = encode_record(pipeline, record)
+        if pipeline is trail.pipeline:
+            safe = pipeline.submit(entry, lambda: self.enqueue(queued))
+        else:
+            safe = pipeline.submit(entry, lambda: pipeline.buffer([entry]))
+        if isinstance(record, AuditRecord):
+            record.safe = record.safe and (safe or pipeline.sync_each)
+            if record.unknown_action:
+                pipeline.counters.add("unknown_action")
+            if pipeline.sync_each and record.awaited is not None:
+                record.awaited.append(pipeline)
+                return
+        if pipeline.sync_each:
+            pipeline.wal.commit()
+
+    def prepare(self, record: logging.LogRecord) -> AuditRecord:
+        """Return the record to queue: one of its own, so that nobody else can change it."""
+        return AuditRecord(record.name, record.levelno, record.msg, {}, record.created)
+
+    # ── a pipeline's source ──
+
+    def start(self) -> None:
+        """Start the listener."""
+        if self._listener is not None:
+            self._listener.start()
+
+    def stop(self, timeout: float) -> None:
+        """Hand over everything that is queued, and stop the listener."""
+        if self._listener is not None:
+            self._listener.stop(timeout)
+
+    def reset(self) -> None:
+        """In a forked child: start anew with an empty queue."""
+        if self._listener is not None:
+            self._listener.reset()
+            self.queue = self._listener.queue
+
+    # ── logging.shutdown ──
+
+    def flush(self) -> None:
+        """Deliver everything logged so far, within ``flush_timeout``."""
+        if self._trail is not None:
+            self._trail.flush()
+
+    def close(self) -> None:
+        """Shut the trail down."""
+        if self._trail is not None:
+            self._trail.shutdown()
+        super().close()
+
+
+def _open_pipeline(trail: AuditTrail) -> Pipeline:
+    """Return the pipeline to use for a call: that of a successor, if this one has been shut down."""
+    successor = trail.successor if trail.pipeline.closing else None
+    if successor is None:
+        return trail.pipeline
+    return successor.pipeline

@@ -1,0 +1,185 @@
+"""The typed face: a logger whose calls a type checker can check, and that never raises.
+
+:class:`AuditLogger` stands in front of an ordinary :class:`logging.Logger`: levels, filters, handlers
+and propagation are that logger's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
+
+from logbun_logging.reporting import LOGGER_NAME
+from logbun_logging.record import AuditRecord
+
+__all__ = ["AuditLogger", "get_audit_logger"]
+
+A = TypeVar("A", bound=str)
+
+
+class AuditLogger(Generic[A]):
+    """Fires audit events of the actions ``A`` through a standard logger.
+
+    ::
+
+        Actions = Literal["course.created", "course.deleted"]
+        audit: AuditLogger[Actions] = get_audit_logger("audit")
+        audit.fire("course.created", actor_id="user_42", entity_id="course_7")
+
+    Args:
+        logger: what the records go through.
+        actions: the known actions, to check at run time too. An event with another one is stored,
+            counted (``unknown_action``) and reported.
+        level: the level of the records.
+    """
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        *,
+        actions: Collection[str] | None = None,
+        level: int = logging.INFO,
+    ) -> None:
+        self.logger = logger
+        self.actions = None if actions is None else frozenset(actions)
+        self.level = level
+
+    def __repr__(self) -> str:
+        return f"AuditLogger({self.logger.name!r})"
+
+    if TYPE_CHECKING:
+
+        def fire(
+            self,
+            action: A,
+            /,
+            *,
+            actor_id: str | None = None,
+            tenant_id: str | None = None,
+            entity_type: str | None = None,
+            entity_id: str | None = None,
+            outcome: str | None = None,
+            request_id: str | None = None,
+            old_values: Mapping[str, Any] | None = None,
+            new_values: Mapping[str, Any] | None = None,
+            metadata: Mapping[str, Any] | None = None,
+            ip_address: str | None = None,
+            user_agent: str | None = None,
+            **extra: Any,
+        ) -> None:
+            """Record that *action* happened.
+
+            Never raises, whatever it is given, and never waits for the database. Values that are not
+            given come from the audit context. Unknown names go to ``metadata``.
+            """
+
+        async def fire_async(
+            self,
+            action: A,
+            /,
+            *,
+            actor_id: str | None = None,
+            tenant_id: str | None = None,
+            entity_type: str | None = None,
+            entity_id: str | None = None,
+            outcome: str | None = None,
+            request_id: str | None = None,
+            old_values: Mapping[str, Any] | None = None,
+            new_values: Mapping[str, Any] | None = None,
+            metadata: Mapping[str, Any] | None = None,
+            ip_address: str | None = None,
+            user_agent: str | None = None,
+            **extra: Any,
+        ) -> bool:
+            """Record that *action* happened, and wait until that is as durable as configured.
+
+            With ``fsync="always"`` this awaits the sync that concurrent calls share, without
+            blocking the event loop. Returns whether it succeeded: False if the logger's level keeps
+            the record back, or the WAL cannot be written just now. Never raises.
+            """
+
+    else:
+
+        def fire(self, /, *args, **fields):
+            """Record that an action happened; never raises."""
+            try:
+                self._send(args, fields, None)
+            except Exception:
+                _report_failure(self)
+
+        async def fire_async(self, /, *args, **fields):
+            """Record that an action happened, and wait until it is durable; never raises."""
+            try:
+                record = self._send(args, fields, [])
+                if record is None:
+                    return False
+                results = [await _synced(pipeline) for pipeline in record.awaited]
+            except Exception:
+                _report_failure(self)
+                return False
+            return record.safe and all(results)
+
+    def _send(
+        self, args: tuple[Any, ...], fields: dict[str, Any], awaited: list[Any] | None
+    ) -> AuditRecord | None:
+        logger = self.logger
+        level = self.level
+        if not logger.isEnabledFor(level):
+            return None
+        if len(args) == 1:
+            action = args[0]
+        else:  # a wrong call is an event too
+            action = args[0] if args else fields.pop("action", "unknown")
+            if args[1:]:
+                fields["args"] = list(args[1:])
+        record = AuditRecord(logger.name, level, action, fields)
+        record.awaited = awaited
+        if self.actions is not None:
+            record.unknown_action = type(action) is not str or action not in self.actions
+        logger.handle(record)
+        return record
+
+
+def get_audit_logger(
+    name: str = "audit",
+    *,
+    actions: Any = None,
+    level: int = logging.INFO,
+) -> AuditLogger[Any]:
+    """Return an :class:`AuditLogger` in front of ``logging.getLogger(name)``.
+
+    Args:
+        name: the logger's name.
+        actions: known actions: a collection of strings, or a ``Literal`` type.
+        level: the level of the records.
+    """
+    known = get_args(actions) if actions is not None and get_args(actions) else actions
+    return AuditLogger(logging.getLogger(name), actions=known, level=level)
+
+
+def _report_failure(logger: AuditLogger[Any]) -> None:
+    try:
+        logging.getLogger(LOGGER_NAME).exception("an audit call on %r failed", logger)
+    except Exception:  # a hostile logging set-up: there is nobody left to tell
+        return
+
+
+async def _synced(pipeline: Any) -> bool:
+    import asyncio  # noqa: PLC0415 - who awaits has imported it; others need not pay for it
+
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bool] = loop.create_future()
+
+    def finish(ok: bool) -> None:
+        if not done.done():
+            done.set_result(ok)
+
+    def notify(ok: bool) -> None:
+        try:
+            loop.call_soon_threadsafe(finish, ok)
+        except RuntimeError:  # the loop has been closed: nobody waits
+            return
+
+    pipeline.wal.notify(notify)
+    return await done

@@ -1,0 +1,338 @@
+"""The parts of one namespace put together: started lazily, stopped in order, made anew after a fork.
+
+An event's way: ``submit`` (application's thread: room, WAL, queue) → a :class:`Source`, the logging
+face's queue and listener → ``buffer`` → flush workers → database or DLQ → WAL acknowledged.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final, Protocol
+
+from logbun_logging.adapters.factory import create_adapter
+from logbun_logging.batching import Buffers
+from logbun_logging.delivery import Delivery, TimedCalls
+from logbun_logging.dlq import DeadLetterQueue
+from logbun_logging.encoding import EventEncoder
+from logbun_logging.event import Entry
+from logbun_logging.flushing import Flusher
+from logbun_logging.options import TrailOptions
+from logbun_logging.redelivery import Redelivery
+from logbun_logging.reporting import Reporter
+from logbun_logging.stats import Counters
+from logbun_logging.tenancy import Databases, SingleDatabase
+from logbun_logging.wal import WalWriter
+
+__all__ = ["Pipeline", "Source"]
+
+#: Inserts under way at the same time, where the batches of all tenants cannot go in one.
+_WORKERS: Final = 8
+
+#: How long a caller of a volatile trail waits for the spiller when memory is used up, in seconds.
+_SPILL_WAIT: Final = 1.0
+
+#: With fewer events in memory than this, what was spilled can come back.
+_CALM: Final = 1000
+
+_live: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+class Source(Protocol):
+    """What carries entries from ``submit`` to ``buffer``: a queue and its listener."""
+
+    def start(self) -> None:
+        """Start the listener."""
+        ...
+
+    def stop(self, timeout: float) -> None:
+        """Hand over everything that is queued, and end."""
+        ...
+
+    def reset(self) -> None:
+        """In a forked child: start anew, without what the parent had queued."""
+        ...
+
+
+class Pipeline:
+    """All that one namespace has in one process.
+
+    Args:
+        options: checked options.
+    """
+
+    def __init__(self, options: TrailOptions) -> None:
+        self.options = options
+        self.durable = options.mode == "durable"
+        self.sync_each = self.durable and options.fsync == "always"
+        self._drop = options.batching.on_queue_full == "drop"
+        self.databases: Databases = self._databases()
+        self.sources: list[Source] = []
+        self._build()
+        _live.add(self)
+
+    def _databases(self) -> Databases:
+        return SingleDatabase(create_adapter(self.options.adapter))
+
+    def _build(self) -> None:
+        options = self.options
+        self.counters = Counters()
+        self.reporter = Reporter(options.namespace, options.on_event, self.counters)
+        self.encoder = EventEncoder(options.limits, options.redact, self.counters)
+        self.wal = WalWriter(options.folder / "wal", options.fsync, options.wal, self._wal_failed)
+        self.dlq = DeadLetterQueue(options.folder / "dlq", options.dlq)
+        self.buffers = Buffers(
+            options.batching,
+            options.limits,
+            many=self.databases.shared,
+            crowding=not self.durable,
+        )
+        self.delivery = Delivery(
+            self.databases, self.counters, options.insert_timeout, self._recovered
+        )
+        self.flusher = Flusher(
+            buffers=self.buffers,
+            delivery=self.delivery,
+            dlq=self.dlq,
+            wal=self.wal,
+            retry=options.retry,
+            tenant_required=options.require_tenant_id,
+            counters=self.counters,
+            reporter=self.reporter,
+        )
+        self.redelivery = Redelivery(
+            folder=options.folder,
+            buffers=self.buffers,
+            delivery=self.delivery,
+            dlq=self.dlq,
+            wal=self.wal,
+            retry=options.retry,
+            bootstrap=self._bootstrap,
+            healthy=lambda: self.opened.is_set() and self.databases.healthy(),
+            tenant_required=options.require_tenant_id,
+            counters=self.counters,
+            reporter=self.reporter,
+        )
+        self.opened = threading.Event()
+        self.bootstrap_error: Exception | None = None
+        self._spilled = False
+        self._next_bootstrap = 0.0
+        self._bootstrap_pause = 1.0
+        self._bootstrap_calls = TimedCalls("logbun-bootstrap")
+        self._lifecycle = threading.RLock()
+        self._finished = threading.Event()
+        self.started = False
+        self.closing = False
+
+    # ── the application's threads ──
+
+    def submit(self, entry: Entry, deliver: Callable[[], None]) -> bool:
+        """Take over an encoded event; *deliver* puts it into the source's queue.
+
+        Returns False if it is kept in memory only although the trail is durable, or not at all.
+        """
+        if not self.started:
+            self.start()
+        verdict = self.buffers.admit(entry)
+        if verdict == "admitted":
+            safe = True
+            if self.durable and not self.wal.append(entry):
+                self.counters.add("wal_failures")
+                safe = False
+            deliver()
+            return safe
+        return self._submit_when_full(entry, deliver, drop=verdict == "drop")
+
+    def _submit_when_full(self, entry: Entry, deliver: Callable[[], None], *, drop: bool) -> bool:
+        """Find another place for an event when memory is used up."""
+        self.counters.add("accepted")
+        if drop:
+            self.counters.add("dropped")
+            return False
+        if self.durable and self.wal.append(entry) and self.wal.park(entry):
+            self.counters.add("parked")
+            return True
+        self.buffers.wait_for_room(entry, _SPILL_WAIT)
+        if self.buffers.admit(entry) == "admitted":
+            self.counters.add("accepted", -1)  # the buffers have counted it
+            deliver()
+            return not self.durable
+        self.wal.acknowledge([entry])
+        self.counters.add("lost")
+        return False
+
+    # ── the listener ──
+
+    def buffer(self, entries: Sequence[Entry]) -> None:
+        """Hand queued events over to the flush workers."""
+        self.buffers.put(entries)
+
+    def tend(self) -> None:
+        """What the listener does between batches: wake the WAL's keeper, spill, report."""
+        if self.durable:
+            self.wal.poke()
+        if self.flusher.spill(drop=self._drop):
+            self._spilled = True
+        elif self._spilled and self.buffers.events < _CALM and self.databases.healthy():
+            self._spilled = False
+            self.redelivery.scan_soon()
+        self.reporter.watch()
+
+    # ── start and stop ──
+
+    def start(self) -> None:
+        """Start the threads, unless they run; the first call to come does it."""
+        with self._lifecycle:
+            if self.started:
+                return
+            if self.durable:
+                self.wal.open()
+            self.started = True
+            with suppress(RuntimeError):  # no new threads at interpreter exit: shutdown delivers
+                self.flusher.start(1 if self.databases.shared else _WORKERS)
+                self.redelivery.start()
+                for source in self.sources:
+                    source.start()
+            _flush_at_process_exit(self)
+
+    def add_source(self, source: Source) -> None:
+        """Take up a queue and its listener."""
+        with self._lifecycle:
+            self.sources.append(source)
+            if self.started:
+                source.start()
+
+    def flush(self, timeout: float) -> bool:
+        """Deliver everything accepted before this call; return whether that was done in time."""
+        deadline = time.monotonic() + timeout
+        if not self.started:
+            return True
+        if not self.buffers.flush(deadline):
+            return False
+        while self.redelivery.recovering or self.wal.has_parked():
+            if time.monotonic() >= deadline:
+                return False
+            self.redelivery.nudge()
+            self._finished.wait(0.01)
+        return self.buffers.flush(deadline)
+
+    def shutdown(self, timeout: float) -> bool:
+        """Flush, acknowledge, stop, close; return whether everything was delivered in time.
+
+        What was not is in the WAL or, where there is none, in the DLQ. A second call waits for the
+        first.
+        """
+        with self._lifecycle:
+            first, self.closing = not self.closing, True
+            started = self.started
+        if not first:
+            return self._finished.wait(timeout)
+        deadline = time.monotonic() + timeout
+        delivered = True
+        try:
+            if started:
+                delivered = self._stop_parts(deadline)
+            self._close_adapters(deadline)
+        finally:
+            self._finished.set()
+            _live.discard(self)
+        return delivered
+
+    def _stop_parts(self, deadline: float) -> bool:
+        for source in self.sources:
+            source.stop(max(0.1, deadline - time.monotonic()))
+        if self.flusher.running:
+            delivered = self.buffers.flush(deadline)
+        else:
+            self.buffers.make_all_due()
+            self.flusher.run_here()
+            delivered = not self.buffers.events
+        if not delivered:
+            self.flusher.give_up()
+        self.redelivery.stop(max(0.5, deadline - time.monotonic()))
+        self.flusher.stop(0.5)
+        self.delivery.close()
+        self.wal.close()
+        self.reporter.watch()
+        return delivered
+
+    def _close_adapters(self, deadline: float) -> None:
+        try:
+            timeout = max(1.0, deadline - time.monotonic())
+            self._bootstrap_calls.run(self.databases.close, timeout)
+        except Exception as error:
+            self.reporter.report("close_failed", reason=f"{type(error).__name__}: {error}")
+        self._bootstrap_calls.close()
+
+    # ── callbacks of the parts ──
+
+    def _bootstrap(self) -> bool:
+        if self.opened.is_set():
+            return True
+        now = time.monotonic()
+        if now < self._next_bootstrap or self.closing:
+            return False
+        try:
+            self._bootstrap_calls.run(self.databases.open, self.options.insert_timeout)
+        except Exception as error:
+            self.bootstrap_error = error
+            self._next_bootstrap = now + self._bootstrap_pause
+            self._bootstrap_pause = min(30.0, self._bootstrap_pause * 2)
+            self.counters.add("bootstrap_failures")
+            reason = f"{type(error).__name__}: {error}"
+            self.reporter.report("bootstrap_failed", logging.ERROR, reason=reason)
+            return False
+        self.bootstrap_error = None
+        self.opened.set()
+        return True
+
+    def _recovered(self) -> None:
+        self.reporter.report("database_recovered", logging.INFO)
+        self.redelivery.scan_soon()
+
+    def _wal_failed(self, error: OSError, events: int) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        self.reporter.report("wal_failed", logging.ERROR, events=events, reason=reason)
+
+    # ── fork ──
+
+    def after_fork(self) -> None:
+        """In a forked child: let go of everything of the parent's, and be as new."""
+        self.wal.abandon()
+        self.redelivery.abandon()
+        self.databases.after_fork()
+        self._build()
+        for source in self.sources:
+            source.reset()
+
+
+def _reset_live_pipelines() -> None:
+    for pipeline in list(_live):
+        if not pipeline.closing:
+            pipeline.after_fork()
+
+
+os.register_at_fork(after_in_child=_reset_live_pipelines)
+
+
+def _flush_at_process_exit(pipeline: Pipeline) -> None:
+    """See to it that ``multiprocessing`` children deliver: they end without ``atexit``."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is None or process.parent_process() is None:
+        return
+    from multiprocessing.util import Finalize  # noqa: PLC0415 - only where it is in use
+
+    reference = weakref.ref(pipeline)
+
+    def finish() -> None:
+        found = reference()
+        if found is not None:
+            found.shutdown(found.options.flush_timeout)
+
+    Finalize(None, finish, exitpriority=0)

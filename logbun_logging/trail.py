@@ -1,0 +1,315 @@
+"""The audit trail: one namespace, to query and to operate.
+
+:class:`AuditTrail` puts a pipeline together from options, keeps the registry of trails by namespace,
+and answers queries on the caller's thread. Queries never wait for the pipeline, nor it for them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from logbun_logging.dlq import DeadLetterQueue
+from logbun_logging.errors import (
+    AdapterUnavailableError,
+    LogbunError,
+    NotReadyError,
+    TenantRequiredError,
+)
+from logbun_logging.event import AuditEvent
+from logbun_logging.options import TrailOptions, parse_options
+from logbun_logging.pipeline import Pipeline
+from logbun_logging.query import (
+    Filters,
+    Page,
+    Pagination,
+    TenantScope,
+    clamp_limit,
+    decode_cursor,
+    encode_cursor,
+    make_filters,
+)
+from logbun_logging.values import clean_tenant_id
+
+if TYPE_CHECKING:
+    from logbun_logging.handlers import AuditQueueHandler
+
+__all__ = ["AuditTrail", "get_trail"]
+
+T = TypeVar("T")
+
+_trails: dict[str, AuditTrail] = {}
+_registry_lock = threading.RLock()
+
+
+def get_trail(namespace: str) -> AuditTrail:
+    """Return the running trail of *namespace*.
+
+    Raises:
+        LookupError: there is none in this process.
+    """
+    try:
+        return _trails[namespace]
+    except KeyError:
+        known = ", ".join(sorted(_trails)) or "none is configured"
+        raise LookupError(f"no audit trail for namespace {namespace!r}; there is: {known}") from None
+
+
+async def _in_thread(call: Callable[..., T], /, *args: Any, **keywords: Any) -> T:
+    import asyncio  # noqa: PLC0415 - who is here has imported it; others need not pay for it
+
+    return await asyncio.to_thread(call, *args, **keywords)
+
+
+class AuditTrail:
+    """One namespace's audit trail.
+
+    A second trail of the same namespace in a process takes over from the first, which is shut down
+    after everything in it has been delivered.
+
+    Args:
+        **options: see the options page; ``namespace`` and ``adapter`` are required.
+
+    Raises:
+        ConfigurationError: an option is not allowed.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options: TrailOptions = parse_options(options)
+        self._pipeline = Pipeline(self.options)
+        self._handler: AuditQueueHandler | None = None
+        with _registry_lock:
+            before = _trails.get(self.options.namespace)
+            _trails[self.options.namespace] = self
+        if before is not None:
+            before.shutdown()
+
+    def __repr__(self) -> str:
+        return f"AuditTrail(namespace={self.options.namespace!r}, mode={self.options.mode!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The running parts; for the handlers."""
+        return self._pipeline
+
+    @property
+    def successor(self) -> AuditTrail | None:
+        """The trail that has taken over this one's namespace, if there is one."""
+        found = _trails.get(self.options.namespace)
+        return None if found is self else found
+
+    @property
+    def handler(self) -> AuditQueueHandler:
+        """The handler to add to loggers; always the same one."""
+        if self._handler is None:
+            # The handler is made of a trail, so this one import goes up, and waits until it is used.
+            from logbun_logging.handlers import AuditQueueHandler  # noqa: PLC0415
+
+            with _registry_lock:
+                if self._handler is None:
+                    self._handler = AuditQueueHandler(trail=self)
+        return self._handler
+
+    @property
+    def dlq(self) -> DeadLetterQueue:
+        """The dead-letter queue: ``list``, ``show``, ``requeue``, ``delete``."""
+        return self._pipeline.dlq
+
+    # ── queries ──
+
+    def query(
+        self,
+        *,
+        tenant_id: TenantScope = None,
+        action: str | Iterable[str] | None = None,
+        actor_id: str | None = None,
+        entity_type: str | None = None,
+        entity_id: str | None = None,
+        outcome: str | None = None,
+        request_id: str | None = None,
+        start_date: str | datetime | None = None,
+        end_date: str | datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """Return one page of events, newest first.
+
+        Args:
+            tenant_id: whose events; None for those of no tenant, and only those. For every tenant's,
+                pass :data:`~logbun_logging.ALL_TENANTS`.
+            action: an action, several, or prefixes like ``"course.*"``.
+            actor_id: who did it.
+            entity_type: the kind of thing.
+            entity_id: the thing.
+            outcome: how it ended.
+            request_id: the request or trace.
+            start_date: not before; ISO 8601 or datetime, UTC where it names no offset.
+            end_date: not after.
+            limit: events in the page, clamped to 1…1000.
+            cursor: ``next_cursor`` of the page before.
+
+        Raises:
+            QueryError: an argument is wrong.
+            TenantRequiredError: ``require_tenant_id`` is on, and there is no tenant.
+            NotReadyError: the database cannot be reached.
+        """
+        filters = make_filters(
+            action=action,
+            start_date=start_date,
+            end_date=end_date,
+            actor_id=actor_id,
+            entity_type=entity_type,
+            entity_id=entity_id,
+            outcome=outcome,
+            request_id=request_id,
+        )
+        size = clamp_limit(limit)
+        found = self._fetch(
+            self._scope(tenant_id), filters, Pagination(limit=size + 1, after=decode_cursor(cursor))
+        )
+        more = len(found) > size
+        return Page(found[:size], encode_cursor(found[size - 1]) if more else None)
+
+    def iter(
+        self, *, tenant_id: TenantScope = None, limit: int = 500, **filters: Any
+    ) -> Iterator[AuditEvent]:
+        """Yield every matching event, newest first, reading *limit* at a time.
+
+        Takes the arguments of :meth:`query`; what arrives meanwhile is newer and not among it.
+        """
+        cursor = filters.pop("cursor", None)
+        while True:
+            page = self.query(tenant_id=tenant_id, limit=limit, cursor=cursor, **filters)
+            yield from page.logs
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def aquery(self, **arguments: Any) -> Page:
+        """Do what :meth:`query` does without blocking the event loop."""
+        return await _in_thread(self.query, **arguments)
+
+    async def aiter(self, *, limit: int = 500, **arguments: Any) -> AsyncIterator[AuditEvent]:
+        """Do what :meth:`iter` does without blocking the event loop."""
+        cursor = arguments.pop("cursor", None)
+        while True:
+            page = await self.aquery(limit=limit, cursor=cursor, **arguments)
+            for event in page.logs:
+                yield event
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def _scope(self, tenant_id: TenantScope) -> TenantScope:
+        if isinstance(tenant_id, str) and tenant_id:
+            return clean_tenant_id(tenant_id, self.options.limits.max_string_bytes)
+        if self.options.require_tenant_id:
+            raise TenantRequiredError("tenant_id=None: require_tenant_id is on, so name a tenant")
+        return tenant_id or None
+
+    def _fetch(
+        self, tenant_id: TenantScope, filters: Filters, pagination: Pagination
+    ) -> list[AuditEvent]:
+        databases = self._pipeline.databases
+        try:
+            with databases.lease(tenant_id if isinstance(tenant_id, str) else None) as target:
+                return target.adapter.query(tenant_id, filters, pagination)
+        except AdapterUnavailableError as error:
+            raise NotReadyError(f"{self!r}: the database cannot be reached: {error}") from error
+        except LogbunError:
+            raise
+        except Exception as error:
+            if self._pipeline.opened.is_set():
+                raise
+            raise NotReadyError(f"{self!r}: the database is not open yet: {error}") from error
+
+    # ── operations ──
+
+    def ready(self, timeout: float = 10.0) -> bool:
+        """Start, and wait until the database is open; return whether it is.
+
+        Args:
+            timeout: in seconds.
+        """
+        self._pipeline.start()
+        self._pipeline.redelivery.nudge()
+        return self._pipeline.opened.wait(timeout)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Deliver everything logged before this call; return whether that was done in time.
+
+        "Delivered" is in the database or, after the retries, in the DLQ.
+
+        Args:
+            timeout: in seconds; ``flush_timeout`` by default.
+        """
+        return self._pipeline.flush(self.options.flush_timeout if timeout is None else timeout)
+
+    def shutdown(self, timeout: float | None = None) -> bool:
+        """Flush, acknowledge the WAL, stop the threads and close the adapters.
+
+        What cannot be delivered within *timeout* seconds (``flush_timeout`` by default) stays in the
+        WAL or, in volatile mode, goes to the DLQ. Returns whether everything was delivered. A second
+        call does nothing.
+        """
+        limit = self.options.flush_timeout if timeout is None else timeout
+        delivered = self._pipeline.shutdown(limit)
+        with _registry_lock:
+            if _trails.get(self.options.namespace) is self:
+                del _trails[self.options.namespace]
+        return delivered
+
+    def run_maintenance(self) -> bool:
+        """Flush, recover abandoned WALs, scan the DLQ once, prune; False if a pass runs already."""
+        self._pipeline.start()
+        self._pipeline.flush(self.options.flush_timeout)
+        return self._pipeline.redelivery.run_pass()
+
+    async def aready(self, timeout: float = 10.0) -> bool:
+        """Do what :meth:`ready` does without blocking the event loop."""
+        return await _in_thread(self.ready, timeout)
+
+    async def aflush(self, timeout: float | None = None) -> bool:
+        """Do what :meth:`flush` does without blocking the event loop."""
+        return await _in_thread(self.flush, timeout)
+
+    async def ashutdown(self, timeout: float | None = None) -> bool:
+        """Do what :meth:`shutdown` does without blocking the event loop."""
+        return await _in_thread(self.shutdown, timeout)
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters and gauges as they are now; cheap enough for a metrics scrape.
+
+        Besides the counters of :data:`~logbun_logging.stats.COUNTERS`: ``queued`` and
+        ``queued_bytes`` (in memory), ``queued_by_tenant``, ``wal`` (``segments``, ``bytes``,
+        ``oldest``), ``dlq`` (files and events by state), ``ready``, ``circuit_open``, ``mode``.
+        """
+        parts = self._pipeline
+        counters = parts.counters.snapshot()
+        counters["accepted"] += parts.buffers.admitted - counters["recovered"]
+        segments, size, oldest = parts.wal.usage()
+        return {
+            **counters,
+            "queued": parts.buffers.events,
+            "queued_bytes": parts.buffers.bytes,
+            "queued_by_tenant": parts.buffers.depths(),
+            "wal": {"segments": segments, "bytes": size, "oldest": oldest},
+            "dlq": parts.dlq.counts(),
+            "ready": parts.opened.is_set(),
+            "circuit_open": not parts.databases.healthy(),
+            "mode": self.options.mode,
+        }
