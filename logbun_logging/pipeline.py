@@ -38,6 +38,9 @@ _WORKERS: Final = 8
 #: How long a caller of a volatile trail waits for the spiller when memory is used up, in seconds.
 _SPILL_WAIT: Final = 1.0
 
+#: How often ``flush`` looks whether background work is done, in seconds.
+_LOOK: Final = 0.01
+
 #: With fewer events in memory than this, what was spilled can come back.
 _CALM: Final = 1000
 
@@ -209,18 +212,30 @@ class Pipeline:
                 source.start()
 
     def flush(self, timeout: float) -> bool:
-        """Deliver everything accepted before this call; return whether that was done in time."""
-        deadline = time.monotonic() + timeout
+        """Deliver everything accepted before this call; return whether that was done in time.
+
+        That includes what overload has moved to the DLQ or left to the WAL meanwhile, as long as the
+        database takes events, and what recovery still reads.
+        """
         if not self.started:
             return True
-        if not self.buffers.flush(deadline):
-            return False
-        while self.redelivery.recovering or self.wal.has_parked():
+        deadline = time.monotonic() + timeout
+        delivered = self.buffers.flush(deadline)
+        while delivered and self._more_to_come():
             if time.monotonic() >= deadline:
                 return False
             self.redelivery.nudge()
-            self._finished.wait(0.01)
-        return self.buffers.flush(deadline)
+            self._finished.wait(_LOOK)
+            delivered = self.buffers.flush(deadline)
+        return delivered
+
+    def _more_to_come(self) -> bool:
+        if self.redelivery.recovering or self.wal.has_parked():
+            return True
+        if self._spilled and self.databases.healthy():
+            self._spilled = False
+            self.redelivery.scan_soon()
+        return self.redelivery.scanning
 
     def shutdown(self, timeout: float) -> bool:
         """Flush, acknowledge, stop, close; return whether everything was delivered in time.

@@ -106,6 +106,11 @@ class Redelivery:
         self._scan_soon = True
         self._wake.set()
 
+    @property
+    def scanning(self) -> bool:
+        """A scan that was asked for has not ended yet."""
+        return self._scan_soon
+
     def nudge(self) -> None:
         """Look now whether something has to be done."""
         self._wake.set()
@@ -151,8 +156,10 @@ class Redelivery:
                     elif opened:
                         self._read_parked()
                     if now >= next_scan or (self._scan_soon and opened):
-                        self._scan_soon = False
-                        self._scan()
+                        try:
+                            self._scan()
+                        finally:
+                            self._scan_soon = False
                         next_scan = now + self._retry.scan_interval
                 for log in [*self._adopted]:
                     if log.release():
