@@ -22,7 +22,7 @@ from logbun_logging.context import current_context
 from logbun_logging.encoding import CALL_FIELDS
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.event import Entry
-from logbun_logging.pipeline import Pipeline
+from logbun_logging.pipeline import Pipeline, Submission
 from logbun_logging.queueing import RecordQueue
 from logbun_logging.record import AuditRecord
 from logbun_logging.reporting import LOGGER_NAME
@@ -48,12 +48,17 @@ _formatter = logging.Formatter()
 
 def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
     """Return the entry of a record, with the caller's context; never raises."""
-    if isinstance(record, AuditRecord):
-        fields, action, extra = record.fields, record.msg, None
+    extra = None
+    action = record.msg
+    fields: Mapping[str, Any]
+    if type(record) is AuditRecord:
+        fields = record.fields
         if not CALL_FIELDS.issuperset(fields):
             extra = {name: fields[name] for name in fields if name not in CALL_FIELDS}
+        if record.unknown_action:
+            pipeline.counters.add("unknown_action")
     else:
-        fields, action, extra = vars(record), record.msg, None
+        fields = vars(record)
         if record.args:
             action = _message(record)
         if not _KNOWN.issuperset(fields):
@@ -107,9 +112,7 @@ class BatchingAuditHandler(logging.Handler):
             return
         if record.name.startswith(LOGGER_NAME):
             return
-        pipeline = _open_pipeline(self.trail)
-        entry = encode_record(pipeline, record)
-        pipeline.submit(entry, lambda: pipeline.buffer([entry]))
+        _submit_unqueued(self.trail, record)
 
     def emit_all(self, records: list[AuditRecord]) -> None:
         """Buffer the events of queued records; the same as ``handle`` for each, at once."""
@@ -196,6 +199,8 @@ class AuditQueueListener(logging.handlers.QueueListener):
 
     def _drain(self, limit: int = sys.maxsize) -> list[Any]:
         records: list[Any] = []
+        if isinstance(self.queue, RecordQueue):
+            return [record for record in self.queue.drain(limit) if record is not self._sentinel]
         with suppress(queue.Empty):
             while len(records) < limit:
                 record = self.queue.get_nowait()
@@ -244,7 +249,9 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         own = trail is not None or bool(options)
         super().__init__(RecordQueue() if own or queue is None else queue)
         self._trail: AuditTrail | None = None
+        self._pipeline: Pipeline | None = None
         self._listener: AuditQueueListener | None = None
+        self._whole_records = False
         if own:
             self._trail = AuditTrail(**options) if trail is None else trail
             self.listener = AuditQueueListener(
@@ -265,7 +272,11 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             raise ConfigurationError("listener", type(listener).__name__, allowed)
         self._trail = listener.trail
         self._listener = listener
-        self._trail.pipeline.add_source(self)
+        self._pipeline = self._trail.pipeline
+        self._whole_records = not all(
+            isinstance(handler, BatchingAuditHandler) for handler in listener.handlers
+        )
+        self._pipeline.add_source(self)
 
     @property
     def trail(self) -> AuditTrail:
@@ -300,31 +311,29 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take over the event of *record*."""
-        if record.name.startswith(LOGGER_NAME):
-            return  # our own reports, if somebody audits the root logger
-        trail = self._trail or self.trail
-        pipeline = trail.pipeline
-        if pipeline.closing:
-            pipeline = _open_pipeline(trail)
+        pipeline = self._pipeline
+        if pipeline is None or pipeline.closing or record.name.startswith(LOGGER_NAME):
+            self._emit_elsewhere(record)
+            return
         queued = self.prepare(record)
         entry = queued.entry = encode_record(pipeline, record)
-        if pipeline is trail.pipeline:
-            safe = pipeline.submit(entry, lambda: self.enqueue(queued))
-        else:
-            safe = pipeline.submit(entry, lambda: pipeline.buffer([entry]))
-        if isinstance(record, AuditRecord):
-            record.safe = record.safe and (safe or pipeline.sync_each)
-            if record.unknown_action:
-                pipeline.counters.add("unknown_action")
-            if pipeline.sync_each and record.awaited is not None:
-                record.awaited.append(pipeline)
-                return
-        if pipeline.sync_each:
-            pipeline.wal.commit()
+        submission = pipeline.submit(entry)
+        if submission.queue:
+            self.enqueue(queued)
+        if pipeline.sync_each or not submission.safe:
+            _secure(pipeline, record, submission)
+
+    def _emit_elsewhere(self, record: logging.LogRecord) -> None:
+        # Our own reports, if somebody audits the root logger, must not become events.
+        if not record.name.startswith(LOGGER_NAME):
+            _submit_unqueued(self.trail, record)
 
     def prepare(self, record: logging.LogRecord) -> AuditRecord:
-        """Return the record to queue: one of its own, so that nobody else can change it."""
-        return AuditRecord(record.name, record.levelno, record.msg, {}, record.created)
+        """Return the record to queue: one that no other handler has, or will change."""
+        if type(record) is AuditRecord and record.entry is None:
+            return record
+        fields = vars(record) if self._whole_records else {}
+        return AuditRecord(record.name, record.levelno, record.msg, fields, record.created)
 
     # ── a pipeline's source ──
 
@@ -358,9 +367,25 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         super().close()
 
 
-def _open_pipeline(trail: AuditTrail) -> Pipeline:
-    """Return the pipeline to use for a call: that of a successor, if this one has been shut down."""
-    successor = trail.successor if trail.pipeline.closing else None
-    if successor is None:
-        return trail.pipeline
-    return successor.pipeline
+def _submit_unqueued(trail: AuditTrail, record: logging.LogRecord) -> None:
+    """Hand a record's event straight to the buffers: of the trail that is open for its namespace."""
+    if trail.pipeline.closing:
+        trail = trail.successor or trail
+    pipeline = trail.pipeline
+    entry = encode_record(pipeline, record)
+    submission = pipeline.submit(entry)
+    if submission.queue:
+        pipeline.buffer([entry])
+    _secure(pipeline, record, submission)
+
+
+def _secure(pipeline: Pipeline, record: logging.LogRecord, submission: Submission) -> None:
+    """Wait for the shared sync where each call is synced; ``fire_async`` does so by itself."""
+    awaited = record.awaited if isinstance(record, AuditRecord) else None
+    if pipeline.sync_each:
+        if awaited is None:
+            pipeline.wal.commit()
+        else:
+            awaited.append(pipeline)
+    elif isinstance(record, AuditRecord):
+        record.safe = record.safe and submission.safe

@@ -12,9 +12,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from logbun_logging.adapters.factory import create_adapter
 from logbun_logging.batching import Buffers
@@ -30,7 +30,7 @@ from logbun_logging.stats import Counters
 from logbun_logging.tenancy import Databases, SingleDatabase
 from logbun_logging.wal import WalWriter
 
-__all__ = ["Pipeline", "Source"]
+__all__ = ["QUEUE", "Pipeline", "Source", "Submission"]
 
 #: Inserts under way at the same time, where the batches of all tenants cannot go in one.
 _WORKERS: Final = 8
@@ -45,6 +45,24 @@ _LOOK: Final = 0.01
 _CALM: Final = 1000
 
 _live: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+class Submission(NamedTuple):
+    """What has become of a call.
+
+    Attributes:
+        queue: the caller has to put the entry into the queue.
+        safe: the event is where the mode promises to keep it.
+    """
+
+    queue: bool
+    safe: bool
+
+
+QUEUE: Final = Submission(queue=True, safe=True)
+QUEUE_UNSAFE: Final = Submission(queue=True, safe=False)
+KEPT: Final = Submission(queue=False, safe=True)
+GONE: Final = Submission(queue=False, safe=False)
 
 
 class Source(Protocol):
@@ -135,40 +153,34 @@ class Pipeline:
 
     # ── the application's threads ──
 
-    def submit(self, entry: Entry, deliver: Callable[[], None]) -> bool:
-        """Take over an encoded event; *deliver* puts it into the source's queue.
-
-        Returns False if it is kept in memory only although the trail is durable, or not at all.
-        """
+    def submit(self, entry: Entry) -> Submission:
+        """Take over an encoded event; the caller queues it if the answer says so."""
         if not self.started:
             self.start()
         verdict = self.buffers.admit(entry)
-        if verdict == "admitted":
-            safe = True
-            if self.durable and not self.wal.append(entry):
-                self.counters.add("wal_failures")
-                safe = False
-            deliver()
-            return safe
-        return self._submit_when_full(entry, deliver, drop=verdict == "drop")
+        if verdict != "admitted":
+            return self._submit_when_full(entry, drop=verdict == "drop")
+        if self.durable and not self.wal.append(entry):
+            self.counters.add("wal_failures")
+            return QUEUE_UNSAFE
+        return QUEUE
 
-    def _submit_when_full(self, entry: Entry, deliver: Callable[[], None], *, drop: bool) -> bool:
+    def _submit_when_full(self, entry: Entry, *, drop: bool) -> Submission:
         """Find another place for an event when memory is used up."""
         self.counters.add("accepted")
         if drop:
             self.counters.add("dropped")
-            return False
+            return GONE
         if self.durable and self.wal.append(entry) and self.wal.park(entry):
             self.counters.add("parked")
-            return True
+            return KEPT
         self.buffers.wait_for_room(entry, _SPILL_WAIT)
         if self.buffers.admit(entry) == "admitted":
             self.counters.add("accepted", -1)  # the buffers have counted it
-            deliver()
-            return not self.durable
+            return QUEUE_UNSAFE if self.durable else QUEUE
         self.wal.acknowledge([entry])
         self.counters.add("lost")
-        return False
+        return GONE
 
     # ── the listener ──
 

@@ -84,6 +84,11 @@ class RecordQueue:
         self._asleep = False
         self._wake.clear()
 
+    def drain(self, limit: int) -> list[Any]:
+        """Return the next items, *limit* at most."""
+        items = self._items
+        return [items.popleft() for _ in range(min(limit, len(items)))]
+
     def qsize(self) -> int:
         """Return the number of items."""
         return len(self._items)
