@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
 from logbun_logging.adapters.base import Batch
-from logbun_logging.errors import AdapterUnavailableError, RejectedEventsError
+from logbun_logging.breaker import CircuitBreaker
+from logbun_logging.errors import (
+    AdapterUnavailableError,
+    ConfigurationError,
+    RejectedEventsError,
+)
 from logbun_logging.event import AuditEvent, decode_event
 from logbun_logging.stats import Counters
-from logbun_logging.tenancy import Databases, Target
+from logbun_logging.tenancy import BusyError, Databases, Target
 
 __all__ = ["Delivery", "Outcome", "TimedCalls", "Verdict", "is_outage"]
 
-#: Calls that hang at the same time before no more are made.
+#: Calls of one database that hang at the same time before no more are made.
 _MAX_HANGING: Final = 16
 
 #: Events decoded in one go: decoding holds the GIL, which the application's threads want.
@@ -50,7 +56,7 @@ class Outcome:
 
 def is_outage(error: BaseException) -> bool:
     """Tell whether *error* speaks of the connection rather than of the rows."""
-    return isinstance(error, AdapterUnavailableError | OSError | TimeoutError)
+    return isinstance(error, AdapterUnavailableError | ConfigurationError | OSError | TimeoutError)
 
 
 class TimedCalls:
@@ -62,19 +68,24 @@ class TimedCalls:
     def __init__(self, name: str) -> None:
         self._name = name
         self._idle: queue.SimpleQueue[_Runner] = queue.SimpleQueue()
-        self._hanging = 0
+        self._hanging: Counter[Hashable] = Counter()
         self._lock = threading.Lock()
 
-    def run(self, call: Callable[[], Any], timeout: float) -> Any:
+    def run(self, call: Callable[[], Any], timeout: float, database: Hashable = None) -> Any:
         """Return what *call* returns, or raise what it raises.
+
+        Args:
+            call: what to run.
+            timeout: in seconds.
+            database: whose calls hang together: one that hangs stops no call of another.
 
         Raises:
             AdapterUnavailableError: it did not return within *timeout* seconds, or too many calls
                 hang already.
         """
         with self._lock:
-            if self._hanging >= _MAX_HANGING:
-                raise AdapterUnavailableError(f"{self._hanging} calls to the database hang already")
+            if self._hanging[database] >= _MAX_HANGING:
+                raise AdapterUnavailableError(f"{_MAX_HANGING} calls to the database hang already")
         try:
             runner = self._idle.get_nowait()
         except queue.Empty:
@@ -83,13 +94,13 @@ class TimedCalls:
                 threading.Thread(target=runner.loop, name=self._name, daemon=True).start()
             except RuntimeError:  # the interpreter is ending: no new threads, so no time-out
                 return call()
-        result = _Result()
+        result = _Result(database)
         runner.calls.put((call, result))
         if not result.done.wait(timeout):
             with self._lock:
                 if not result.done.is_set():
                     result.abandoned = True
-                    self._hanging += 1
+                    self._hanging[database] += 1
                     raise AdapterUnavailableError(f"no answer within insert_timeout={timeout:g} s")
         self._idle.put(runner)
         if result.error is not None:
@@ -100,7 +111,9 @@ class TimedCalls:
         """Hand a result over; return False if nobody waits for it any more."""
         with self._lock:
             result.done.set()
-            self._hanging -= result.abandoned
+            if result.abandoned:
+                self._hanging[result.database] -= 1
+                self._hanging += Counter()  # forgets those that hang no more
             return not result.abandoned
 
     def close(self) -> None:
@@ -111,9 +124,10 @@ class TimedCalls:
 
 
 class _Result:
-    __slots__ = ("abandoned", "done", "error", "value")
+    __slots__ = ("abandoned", "database", "done", "error", "value")
 
-    def __init__(self) -> None:
+    def __init__(self, database: Hashable) -> None:
+        self.database = database
         self.done = threading.Event()
         self.value: Any = None
         self.error: BaseException | None = None
@@ -169,39 +183,42 @@ class Delivery:
 
         Where the adapter takes one tenant at a time, only one batch may be given.
         """
-        try:
-            with self._databases.lease(batches[0][0]) as target:
-                return self._insert(target, batches)
-        except Exception as error:  # the database could not be lent
-            self._counters.add("insert_failures")
-            return Outcome(Verdict.OUTAGE if is_outage(error) else Verdict.FAILED, _text(error))
-
-    def _insert(
-        self, target: Target, batches: Sequence[tuple[str | None, Sequence[bytes]]]
-    ) -> Outcome:
-        breaker = target.breaker
+        tenant_id = batches[0][0]
+        breaker = self._databases.breaker(tenant_id)
         if not breaker.allow():
             return Outcome(Verdict.OUTAGE, "the database is down")
         decoded = [(tenant, _decode(payloads)) for tenant, payloads in batches]
         try:
-            stored = self._calls.run(lambda: _call(target, decoded), self._timeout)
+            stored = self._calls.run(
+                lambda: self._insert(tenant_id, decoded), self._timeout, breaker
+            )
         except Exception as error:
             self._counters.add("insert_failures")
             if is_outage(error):
-                breaker.failed()
+                if not isinstance(error, BusyError):
+                    breaker.failed()
                 return Outcome(Verdict.OUTAGE, _text(error))
             refused = isinstance(error, RejectedEventsError)
-            self._reachable(target)
+            self._reachable(breaker)
             return Outcome(Verdict.REFUSED if refused else Verdict.FAILED, _text(error))
-        self._reachable(target)
+        self._reachable(breaker)
         if stored is False:
             self._counters.add("insert_failures")
             return Outcome(Verdict.FAILED, "bulk_insert returned False")
         self._counters.add("inserted", sum(len(payloads) for _, payloads in batches))
         return Outcome(Verdict.STORED)
 
-    def _reachable(self, target: Target) -> None:
-        if target.breaker.succeeded():
+    def _insert(self, tenant_id: str | None, batches: Sequence[Batch]) -> Any:
+        """Borrow the database and insert, both within the time-out.
+
+        The lease is the call's and not the waiting worker's: a call that hangs goes on using the
+        adapter after the worker has given it up.
+        """
+        with self._databases.lease(tenant_id) as target:
+            return _call(target, batches)
+
+    def _reachable(self, breaker: CircuitBreaker) -> None:
+        if breaker.succeeded():
             self._recovered()
 
     def bisect(self, tenant_id: str | None, payloads: Sequence[bytes]) -> list[tuple[bytes, str]]:

@@ -1,7 +1,10 @@
 """Which database a tenant's events go to: one for all, or one for each.
 
-A :class:`Target` is an adapter and what the pipeline knows about its health. Delivery, queries and
-retention borrow targets with :meth:`Databases.lease`; nobody else opens or closes adapters.
+A :class:`Target` is an open adapter. Delivery, queries and retention borrow targets with
+:meth:`Databases.lease`; nobody else opens or closes adapters. What is known of a database's health
+is in its circuit breaker, which exists whether or not the database is open.
+
+This module has the protocol and the one database for all; a database per tenant is in ``pool``.
 """
 
 from __future__ import annotations
@@ -13,18 +16,22 @@ from typing import Protocol
 
 from logbun_logging.adapters.base import Adapter, ForkAwareAdapter
 from logbun_logging.breaker import CircuitBreaker
+from logbun_logging.errors import AdapterUnavailableError, LogbunError
 
-__all__ = ["Databases", "SingleDatabase", "Target"]
+__all__ = ["BusyError", "Databases", "SingleDatabase", "Target"]
+
+
+class BusyError(AdapterUnavailableError):
+    """Every connection that may be open is in use: says nothing of the tenant's own database."""
 
 
 class Target:
-    """One database: its adapter, and the circuit breaker that keeps hopeless calls from it."""
+    """One open database."""
 
-    __slots__ = ("adapter", "breaker", "many")
+    __slots__ = ("adapter", "many")
 
-    def __init__(self, adapter: Adapter, breaker: CircuitBreaker | None = None) -> None:
+    def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
-        self.breaker = breaker or CircuitBreaker()
         self.many = callable(getattr(adapter, "bulk_insert_many", None))
 
 
@@ -36,12 +43,24 @@ class Databases(Protocol):
         """One insert takes the batches of several tenants."""
         ...
 
+    @property
+    def per_tenant(self) -> bool:
+        """Each tenant has its own: the outage of one is none of the others."""
+        ...
+
     def open(self) -> None:
         """Make ready what can be made ready now; raise if that fails."""
         ...
 
+    def breaker(self, tenant_id: str | None) -> CircuitBreaker:
+        """Return the circuit breaker of the tenant's database."""
+        ...
+
     def lease(self, tenant_id: str | None) -> AbstractContextManager[Target]:
-        """Lend the tenant's database; raise if it cannot be had."""
+        """Lend the tenant's database, which stays open for as long as it is lent.
+
+        May wait. Raises a :class:`~logbun_logging.errors.LogbunError` if it cannot be had.
+        """
         ...
 
     def every(self) -> Iterator[tuple[str | None, AbstractContextManager[Target]]]:
@@ -49,11 +68,19 @@ class Databases(Protocol):
         ...
 
     def healthy(self) -> bool:
-        """Tell whether no circuit breaker is open."""
+        """Tell whether there is a database that takes events, as far as is known."""
+        ...
+
+    def tend(self) -> None:
+        """Close what has not been used for long; called now and then."""
+        ...
+
+    def figures(self) -> dict[str, int]:
+        """Return how many are ``open`` and how many ``down`` (with an open circuit)."""
         ...
 
     def close(self) -> None:
-        """Close every adapter."""
+        """Close every adapter that nobody uses, the others as soon as nobody does."""
         ...
 
     def after_fork(self) -> None:
@@ -68,8 +95,14 @@ class SingleDatabase:
         adapter: opened by :meth:`open`, closed by :meth:`close`.
     """
 
+    per_tenant = False
+
     def __init__(self, adapter: Adapter) -> None:
         self._target = Target(adapter)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._breaker = CircuitBreaker()
         self._lock = threading.Lock()
         self._opened = False
 
@@ -85,11 +118,21 @@ class SingleDatabase:
                 self._target.adapter.init()
                 self._opened = True
 
+    def breaker(self, tenant_id: str | None) -> CircuitBreaker:  # noqa: ARG002 - all the same here
+        """Return the one circuit breaker."""
+        return self._breaker
+
     @contextmanager
     def lease(self, tenant_id: str | None) -> Iterator[Target]:  # noqa: ARG002 - all the same here
         """Lend the one database, opening it first if that has failed before."""
         if not self._opened:
-            self.open()
+            try:
+                self.open()
+            except LogbunError:
+                raise
+            except Exception as error:
+                reason = f"it cannot be opened: {type(error).__name__}: {error}"
+                raise AdapterUnavailableError(reason) from error
         yield self._target
 
     def every(self) -> Iterator[tuple[str | None, AbstractContextManager[Target]]]:
@@ -98,7 +141,14 @@ class SingleDatabase:
 
     def healthy(self) -> bool:
         """Tell whether the circuit is closed."""
-        return not self._target.breaker.is_open
+        return not self._breaker.is_open
+
+    def tend(self) -> None:
+        """Do nothing: the one database stays open."""
+
+    def figures(self) -> dict[str, int]:
+        """Return whether it is ``open``, and whether its circuit is (``down``)."""
+        return {"open": int(self._opened), "down": int(self._breaker.is_open)}
 
     def close(self) -> None:
         """Close the adapter; a later lease opens it again."""
@@ -112,5 +162,4 @@ class SingleDatabase:
         if isinstance(adapter, ForkAwareAdapter):
             adapter.after_fork()
         self._target = Target(adapter)
-        self._lock = threading.Lock()
-        self._opened = False
+        self._reset()
