@@ -1,10 +1,10 @@
 """From the words of a call to the bytes of an event, on the calling thread.
 
-The fast path builds the struct, encodes it in C and looks at the result: short enough, no ``null``
-that may have been a NaN, no NUL, no key to redact. Whatever does not pass is built again, slowly and
-safely. An event always comes out; the caller never sees an error.
+The fast path builds the struct, encodes it in C and looks at the result: short enough, no NUL, no key
+to redact. Whatever does not pass is built again, slowly and safely. An event always comes out; the
+caller never sees an error.
 
-The fast path costs about 1.6 µs of the calling thread for an event of 9 fields (CPython 3.11).
+The fast path costs about 1.8 µs of the calling thread for an event of 9 fields (CPython 3.11).
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ _TEXT_FIELDS: Final = (
     "user_agent",
 )
 _OBJECT_FIELDS: Final = ("old_values", "new_values", "metadata")
+
+_BACKSLASH: Final = ord("\\")
 
 #: What a call may name; every other key is metadata.
 CALL_FIELDS: Final = frozenset((*_TEXT_FIELDS, *_OBJECT_FIELDS))
@@ -160,8 +162,7 @@ class EventEncoder:
                 )
                 if (
                     len(payload) <= self._safe_size
-                    and b"null" not in payload
-                    and b"\\u0000" not in payload
+                    and (_BACKSLASH not in payload or b"\\u0000" not in payload)
                     and (self._redactor is None or not self._redactor.may_match(payload))
                 ):
                     return Entry(tenant, payload)

@@ -22,7 +22,7 @@ from logbun_logging.context import current_context
 from logbun_logging.encoding import CALL_FIELDS
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.event import Entry
-from logbun_logging.pipeline import Pipeline, Submission
+from logbun_logging.pipeline import QUEUE, Pipeline, Submission
 from logbun_logging.queueing import RecordQueue
 from logbun_logging.record import AuditRecord
 from logbun_logging.reporting import LOGGER_NAME
@@ -110,7 +110,7 @@ class BatchingAuditHandler(logging.Handler):
         if isinstance(record, AuditRecord) and record.entry is not None:
             self.trail.pipeline.buffer([record.entry])
             return
-        if record.name.startswith(LOGGER_NAME):
+        if record.name == LOGGER_NAME:
             return
         _submit_unqueued(self.trail, record)
 
@@ -312,20 +312,33 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Take over the event of *record*."""
         pipeline = self._pipeline
-        if pipeline is None or pipeline.closing or record.name.startswith(LOGGER_NAME):
+        if pipeline is None or pipeline.closing or record.name == LOGGER_NAME:
             self._emit_elsewhere(record)
             return
         queued = self.prepare(record)
         entry = queued.entry = encode_record(pipeline, record)
         submission = pipeline.submit(entry)
-        if submission.queue:
-            self.enqueue(queued)
-        if pipeline.sync_each or not submission.safe:
+        if submission is not QUEUE:
+            self._take_unusual(pipeline, record, queued, submission)
+            return
+        self.queue.put_nowait(queued)
+        if pipeline.sync_each:
             _secure(pipeline, record, submission)
+
+    def _take_unusual(
+        self,
+        pipeline: Pipeline,
+        record: logging.LogRecord,
+        queued: AuditRecord,
+        submission: Submission,
+    ) -> None:
+        if submission.queue:
+            self.queue.put_nowait(queued)
+        _secure(pipeline, record, submission)
 
     def _emit_elsewhere(self, record: logging.LogRecord) -> None:
         # Our own reports, if somebody audits the root logger, must not become events.
-        if not record.name.startswith(LOGGER_NAME):
+        if record.name != LOGGER_NAME:
             _submit_unqueued(self.trail, record)
 
     def prepare(self, record: logging.LogRecord) -> AuditRecord:

@@ -195,17 +195,13 @@ def _plain_text(value: object) -> str:
     return safe_str(value)
 
 
-def _number(value: float) -> int | float | str | bool:
+def _number(value: float) -> int | float | str | bool | None:
     if isinstance(value, bool):
         return bool(value)
     if isinstance(value, int):
         return _integer(int.__int__(value))
     real = float.__float__(value)
-    if math.isnan(real):
-        return "NaN"
-    if math.isinf(real):
-        return "Infinity" if real > 0 else "-Infinity"
-    return real
+    return real if math.isfinite(real) else None  # as ECMA-262's JSON.stringify, and the C encoder
 
 
 def _integer(number: int) -> int | str:
