@@ -5,11 +5,14 @@ A logging call never raises any of them: they come from set-up, queries and oper
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 __all__ = [
     "AdapterUnavailableError",
     "ConfigurationError",
     "LogbunError",
     "NotReadyError",
+    "PruneError",
     "QueryError",
     "RejectedEventsError",
     "TenantRequiredError",
@@ -38,6 +41,25 @@ class NotReadyError(LogbunError):
 
     Calls are still accepted and kept meanwhile.
     """
+
+
+class PruneError(LogbunError):
+    """Some databases could not be pruned: mend them and prune again. All others were pruned.
+
+    Attributes:
+        report: the rows removed from those, by tenant (None: of all tenants).
+        failures: the errors of the others, by tenant.
+    """
+
+    def __init__(
+        self, report: Mapping[str | None, int], failures: Mapping[str | None, Exception]
+    ) -> None:
+        self.report = dict(report)
+        self.failures = dict(failures)
+        shown = [f"{tenant!r}: {error}" for tenant, error in [*failures.items()][:3]]
+        more = ", ..." if len(failures) > len(shown) else ""
+        text = f"{len(failures)} databases could not be pruned, {len(report)} were"
+        super().__init__(f"{text} ({'; '.join(shown)}{more})")
 
 
 class QueryError(LogbunError, ValueError):

@@ -24,10 +24,13 @@ from logbun_logging.encoding import EventEncoder
 from logbun_logging.event import Entry
 from logbun_logging.flushing import Flusher
 from logbun_logging.options import TrailOptions
+from logbun_logging.pool import TenantPool
 from logbun_logging.redelivery import Redelivery
 from logbun_logging.reporting import Reporter
+from logbun_logging.retention import Retention
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import Databases, SingleDatabase
+from logbun_logging.tenants import TenantRegistry
 from logbun_logging.wal import WalWriter
 
 __all__ = ["QUEUE", "Pipeline", "Source", "Submission"]
@@ -43,6 +46,10 @@ _LOOK: Final = 0.01
 
 #: With fewer events in memory than this, what was spilled can come back.
 _CALM: Final = 1000
+
+#: How long ``shutdown`` waits for the database that is being pruned, in seconds; what is left of it
+#: then is pruned after the next start.
+_RETENTION_WAIT: Final = 2.0
 
 _live: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
@@ -99,7 +106,18 @@ class Pipeline:
         _live.add(self)
 
     def _databases(self) -> Databases:
-        return SingleDatabase(create_adapter(self.options.adapter))
+        options = self.options
+        if options.tenancy.resolve_connection is None:
+            return SingleDatabase(create_adapter(options.adapter))
+        return TenantPool(
+            options.tenancy.resolve_connection,
+            options=options.pool,
+            registry=TenantRegistry(options.folder / "tenants.ndjson"),
+            # An insert may wait as long as insert_timeout for everything, this included.
+            patience=options.insert_timeout / 2,
+            known=options.retention.tenants,
+            report=self._pool_failed,
+        )
 
     def _build(self) -> None:
         options = self.options
@@ -136,7 +154,15 @@ class Pipeline:
             retry=options.retry,
             bootstrap=self._bootstrap,
             healthy=lambda: self.opened.is_set() and self.databases.healthy(),
+            independent=self.databases.per_tenant,
             tenant_required=options.require_tenant_id,
+            counters=self.counters,
+            reporter=self.reporter,
+        )
+        self.retention = Retention(
+            folder=options.folder,
+            options=options.retention,
+            databases=self.databases,
             counters=self.counters,
             reporter=self.reporter,
         )
@@ -212,6 +238,7 @@ class Pipeline:
             with suppress(RuntimeError):  # no new threads at interpreter exit: shutdown delivers
                 self.flusher.start(1 if self.databases.shared else _WORKERS)
                 self.redelivery.start()
+                self.retention.start()
                 for source in self.sources:
                     source.start()
             _flush_at_process_exit(self)
@@ -283,6 +310,7 @@ class Pipeline:
         if not delivered:
             self.flusher.give_up()
         self.redelivery.stop(max(0.5, deadline - time.monotonic()))
+        self.retention.stop(_RETENTION_WAIT)
         self.flusher.stop(0.5)
         self.delivery.close()
         self.wal.close()
@@ -301,6 +329,7 @@ class Pipeline:
 
     def _bootstrap(self) -> bool:
         if self.opened.is_set():
+            self.databases.tend()
             return True
         now = time.monotonic()
         if now < self._next_bootstrap or self.closing:
@@ -327,12 +356,16 @@ class Pipeline:
         reason = f"{type(error).__name__}: {error}"
         self.reporter.report("wal_failed", logging.ERROR, events=events, reason=reason)
 
+    def _pool_failed(self, name: str, error: BaseException) -> None:
+        self.reporter.report(name, reason=f"{type(error).__name__}: {error}")
+
     # ── fork ──
 
     def after_fork(self) -> None:
         """In a forked child: let go of everything of the parent's, and be as new."""
         self.wal.abandon()
         self.redelivery.abandon()
+        self.retention.abandon()
         self.databases.after_fork()
         self._build()
         for source in self.sources:

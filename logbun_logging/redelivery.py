@@ -51,6 +51,7 @@ class Redelivery:
         tenant_required: batches without a tenant are never delivered.
         counters: what happened.
         reporter: told of problems.
+        independent: each tenant has a database of its own.
         clock: monotonic seconds.
     """
 
@@ -68,6 +69,7 @@ class Redelivery:
         tenant_required: bool,
         counters: Counters,
         reporter: Reporter,
+        independent: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
@@ -78,6 +80,7 @@ class Redelivery:
         self._retry = retry
         self._bootstrap = bootstrap
         self._healthy = healthy
+        self._independent = independent
         self._tenant_required = tenant_required
         self._counters = counters
         self._reporter = reporter
@@ -224,11 +227,24 @@ class Redelivery:
     # ── the DLQ ──
 
     def _scan(self) -> None:
-        """Try every dead-lettered batch once, oldest first, until one meets an outage."""
+        """Try every dead-lettered batch once, oldest first, except of databases that are down.
+
+        Where all tenants share a database, one outage ends the scan. Where each has its own, it
+        ends it for that tenant: the start of a file's name is the same for his files and no other's.
+        """
+        down: set[str] = set()
         for claim in self._dlq.claims():
-            if self._stopping.is_set() or not self._retry_file(claim):
+            if self._stopping.is_set():
                 claim.put_back()
                 return
+            tenant_part = claim.name.rsplit("_", 2)[0]
+            if tenant_part in down:
+                claim.put_back()
+            elif not self._retry_file(claim):
+                claim.put_back()
+                if not self._independent:
+                    return
+                down.add(tenant_part)
 
     def _retry_file(self, claim: Claim) -> bool:
         """Try one file; return False, leaving it as it is, if the database is down."""
@@ -245,9 +261,7 @@ class Redelivery:
                 self._reporter.report("redelivery_failed", tenant_id=tenant, reason=outcome.reason)
                 return False
             left = (
-                []
-                if outcome.verdict is Verdict.STORED
-                else self._delivery.bisect(tenant, payloads)
+                [] if outcome.verdict is Verdict.STORED else self._delivery.bisect(tenant, payloads)
             )
             rest = [payload for payload, _ in left]
             reason = left[-1][1] if left else ""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from logbun_logging.adapters.base import PruneReport
 from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.errors import (
     AdapterUnavailableError,
     LogbunError,
     NotReadyError,
+    PruneError,
     TenantRequiredError,
 )
 from logbun_logging.event import AuditEvent
@@ -55,7 +58,9 @@ def get_trail(namespace: str) -> AuditTrail:
         return _trails[namespace]
     except KeyError:
         known = ", ".join(sorted(_trails)) or "none is configured"
-        raise LookupError(f"no audit trail for namespace {namespace!r}; there is: {known}") from None
+        raise LookupError(
+            f"no audit trail for namespace {namespace!r}; there is: {known}"
+        ) from None
 
 
 async def _in_thread(call: Callable[..., T], /, *args: Any, **keywords: Any) -> T:
@@ -277,7 +282,29 @@ class AuditTrail:
         """Flush, recover abandoned WALs, scan the DLQ once, prune; False if a pass runs already."""
         self._pipeline.start()
         self._pipeline.flush(self.options.flush_timeout)
-        return self._pipeline.redelivery.run_pass()
+        passed = self._pipeline.redelivery.run_pass()
+        if passed:
+            with suppress(PruneError):  # counted and reported
+                self.prune()
+        return passed
+
+    def prune(self, *, dry_run: bool = False) -> PruneReport:
+        """Prune now, by ``retention``, and return the rows removed, by tenant.
+
+        None stands for all tenants that have no days of their own. Without ``retention.days`` and
+        ``retention.tenants`` there is nothing to prune.
+
+        Args:
+            dry_run: remove nothing, only count what would go.
+
+        Raises:
+            PruneError: some databases could not be pruned; it has the report of all others.
+        """
+        return self._pipeline.retention.prune(dry_run=dry_run)
+
+    async def aprune(self, *, dry_run: bool = False) -> PruneReport:
+        """Do what :meth:`prune` does without blocking the event loop."""
+        return await _in_thread(self.prune, dry_run=dry_run)
 
     async def aready(self, timeout: float = 10.0) -> bool:
         """Do what :meth:`ready` does without blocking the event loop."""
@@ -296,7 +323,8 @@ class AuditTrail:
 
         Besides the counters of :data:`~logbun_logging.stats.COUNTERS`: ``queued`` and
         ``queued_bytes`` (in memory), ``queued_by_tenant``, ``wal`` (``segments``, ``bytes``,
-        ``oldest``), ``dlq`` (files and events by state), ``ready``, ``circuit_open``, ``mode``.
+        ``oldest``), ``dlq`` (files and events by state), ``ready``, ``circuit_open``, ``databases``
+        (``open``, ``down``, and ``in_use`` where each tenant has its own), ``mode``.
         """
         parts = self._pipeline
         counters = parts.counters.snapshot()
@@ -311,5 +339,6 @@ class AuditTrail:
             "dlq": parts.dlq.counts(),
             "ready": parts.opened.is_set(),
             "circuit_open": not parts.databases.healthy(),
+            "databases": parts.databases.figures(),
             "mode": self.options.mode,
         }
