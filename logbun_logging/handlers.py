@@ -1,10 +1,8 @@
 """The logging face: queue handler, queue listener and batching handler.
 
 They are what :mod:`logging.config` and users of :mod:`logging` see, and real subclasses of the stdlib's
-classes, but thin: the handler turns a record into an entry and submits it, the listener carries
-records to its handlers, the batching handler hands entries to the pipeline's buffers.
-
-Cost in the calling thread (CPython 3.11): see the benchmarks page.
+classes, but thin: the handler passes records to the intake, the listener carries them to its
+handlers, the batching handler hands their events to the pipeline's buffers.
 """
 
 from __future__ import annotations
@@ -14,77 +12,24 @@ import logging.handlers
 import queue
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from logbun_logging.context import current_context
-from logbun_logging.encoding import CALL_FIELDS
 from logbun_logging.errors import ConfigurationError
-from logbun_logging.event import Entry
-from logbun_logging.pipeline import QUEUE, Pipeline, Submission
+from logbun_logging.intake import make_intake, submit_unqueued
 from logbun_logging.queueing import RecordQueue
 from logbun_logging.record import AuditRecord
 from logbun_logging.reporting import LOGGER_NAME
 from logbun_logging.trail import AuditTrail
-from logbun_logging.values import safe_str
 
 __all__ = ["AuditQueueHandler", "AuditQueueListener", "BatchingAuditHandler"]
-
-#: What every record has, whoever logged it, and what formatters leave in it.
-_STANDARD: Final = frozenset(
-    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "exc_text"}
-)
-_KNOWN: Final = _STANDARD | CALL_FIELDS
 
 #: Records that the listener hands over between two looks at the clock.
 _STEP: Final = 128
 
 #: How often the listener looks after the pipeline while nothing comes in, in seconds.
 _TEND: Final = 0.5
-
-_formatter = logging.Formatter()
-
-
-def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
-    """Return the entry of a record, with the caller's context; never raises."""
-    extra = None
-    action = record.msg
-    fields: Mapping[str, Any]
-    if type(record) is AuditRecord:
-        fields = record.fields
-        if not CALL_FIELDS.issuperset(fields):
-            extra = {name: fields[name] for name in fields if name not in CALL_FIELDS}
-        if record.unknown_action:
-            pipeline.counters.add("unknown_action")
-    else:
-        fields = vars(record)
-        if record.args:
-            action = _message(record)
-        if not _KNOWN.issuperset(fields):
-            extra = {name: fields[name] for name in fields if name not in _KNOWN}
-        if record.exc_info or record.exc_text or record.stack_info:
-            extra = {**(extra or {}), **_traces(record)}
-    return pipeline.encoder.encode(action, fields, extra, current_context(), record.created)
-
-
-def _message(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage()
-    except Exception:  # arguments that do not fit: the raw message is better than none
-        return safe_str(record.msg)
-
-
-def _traces(record: logging.LogRecord) -> dict[str, str]:
-    traces: dict[str, str] = {}
-    with suppress(Exception):
-        if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
-            record.exc_text = _formatter.formatException(record.exc_info)
-    if record.exc_text:
-        traces["exc_info"] = record.exc_text
-    if record.stack_info:
-        traces["stack_info"] = record.stack_info
-    return traces
 
 
 class BatchingAuditHandler(logging.Handler):
@@ -112,7 +57,7 @@ class BatchingAuditHandler(logging.Handler):
             return
         if record.name == LOGGER_NAME:
             return
-        _submit_unqueued(self.trail, record)
+        _submit_to_open(self.trail, record)
 
     def emit_all(self, records: list[AuditRecord]) -> None:
         """Buffer the events of queued records; the same as ``handle`` for each, at once."""
@@ -249,9 +194,8 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         own = trail is not None or bool(options)
         super().__init__(RecordQueue() if own or queue is None else queue)
         self._trail: AuditTrail | None = None
-        self._pipeline: Pipeline | None = None
         self._listener: AuditQueueListener | None = None
-        self._whole_records = False
+        self._intake: Callable[[logging.LogRecord], None] | None = None
         if own:
             self._trail = AuditTrail(**options) if trail is None else trail
             self.listener = AuditQueueListener(
@@ -272,11 +216,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             raise ConfigurationError("listener", type(listener).__name__, allowed)
         self._trail = listener.trail
         self._listener = listener
-        self._pipeline = self._trail.pipeline
-        self._whole_records = not all(
-            isinstance(handler, BatchingAuditHandler) for handler in listener.handlers
-        )
-        self._pipeline.add_source(self)
+        self._trail.pipeline.add_source(self)
 
     @property
     def trail(self) -> AuditTrail:
@@ -311,49 +251,34 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take over the event of *record*."""
-        pipeline = self._pipeline
-        if pipeline is None or pipeline.closing or record.name == LOGGER_NAME:
-            self._emit_elsewhere(record)
-            return
-        queued = self.prepare(record)
-        entry = queued.entry = encode_record(pipeline, record)
-        submission = pipeline.submit(entry)
-        if submission is not QUEUE:
-            self._take_unusual(pipeline, record, queued, submission)
-            return
-        self.queue.put_nowait(queued)
-        if pipeline.sync_each:
-            _secure(pipeline, record, submission)
-
-    def _take_unusual(
-        self,
-        pipeline: Pipeline,
-        record: logging.LogRecord,
-        queued: AuditRecord,
-        submission: Submission,
-    ) -> None:
-        if submission.queue:
-            self.queue.put_nowait(queued)
-        _secure(pipeline, record, submission)
-
-    def _emit_elsewhere(self, record: logging.LogRecord) -> None:
-        # Our own reports, if somebody audits the root logger, must not become events.
-        if record.name != LOGGER_NAME:
-            _submit_unqueued(self.trail, record)
-
-    def prepare(self, record: logging.LogRecord) -> AuditRecord:
-        """Return the record to queue: one that no other handler has, or will change."""
-        if type(record) is AuditRecord and record.entry is None:
-            return record
-        fields = vars(record) if self._whole_records else {}
-        return AuditRecord(record.name, record.levelno, record.msg, fields, record.created)
+        if record.name == LOGGER_NAME:
+            return  # our own reports, if somebody audits the root logger
+        if self._intake is None:
+            self.trail.pipeline.start()
+        if self._intake is not None:
+            self._intake(record)
+        else:
+            _submit_to_open(self.trail, record)
 
     # ── a pipeline's source ──
 
     def start(self) -> None:
-        """Start the listener."""
-        if self._listener is not None:
-            self._listener.start()
+        """Start the listener, and take records over."""
+        listener, trail = self._listener, self._trail
+        if listener is None or trail is None:
+            return
+        whole = not all(isinstance(found, BatchingAuditHandler) for found in listener.handlers)
+        self._intake = make_intake(trail.pipeline, self.queue.put_nowait, whole_records=whole)
+        listener.start()
+
+    def hurry(self) -> None:
+        """Let the listener carry over now what is queued."""
+        if isinstance(self.queue, RecordQueue):
+            self.queue.hurry()
+
+    def refuse(self) -> None:
+        """Take no more records over; what comes now goes to the namespace's next trail."""
+        self._intake = None
 
     def stop(self, timeout: float) -> None:
         """Hand over everything that is queued, and stop the listener."""
@@ -362,6 +287,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
 
     def reset(self) -> None:
         """In a forked child: start anew with an empty queue."""
+        self._intake = None
         if self._listener is not None:
             self._listener.reset()
             self.queue = self._listener.queue
@@ -380,25 +306,8 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         super().close()
 
 
-def _submit_unqueued(trail: AuditTrail, record: logging.LogRecord) -> None:
-    """Hand a record's event straight to the buffers: of the trail that is open for its namespace."""
+def _submit_to_open(trail: AuditTrail, record: logging.LogRecord) -> None:
+    """Submit a record to *trail* or, if that has ended, to the one that has its namespace now."""
     if trail.pipeline.closing:
         trail = trail.successor or trail
-    pipeline = trail.pipeline
-    entry = encode_record(pipeline, record)
-    submission = pipeline.submit(entry)
-    if submission.queue:
-        pipeline.buffer([entry])
-    _secure(pipeline, record, submission)
-
-
-def _secure(pipeline: Pipeline, record: logging.LogRecord, submission: Submission) -> None:
-    """Wait for the shared sync where each call is synced; ``fire_async`` does so by itself."""
-    awaited = record.awaited if isinstance(record, AuditRecord) else None
-    if pipeline.sync_each:
-        if awaited is None:
-            pipeline.wal.commit()
-        else:
-            awaited.append(pipeline)
-    elif isinstance(record, AuditRecord):
-        record.safe = record.safe and submission.safe
+    submit_unqueued(trail.pipeline, record)

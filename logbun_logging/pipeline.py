@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
 from logbun_logging.adapters.factory import create_adapter
-from logbun_logging.batching import Buffers
+from logbun_logging.batching import Admission, Buffers
 from logbun_logging.delivery import Delivery, TimedCalls
 from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.encoding import EventEncoder
@@ -33,7 +33,7 @@ from logbun_logging.tenancy import Databases, SingleDatabase
 from logbun_logging.tenants import TenantRegistry
 from logbun_logging.wal import WalWriter
 
-__all__ = ["QUEUE", "Pipeline", "Source", "Submission"]
+__all__ = ["Pipeline", "Source", "Submission"]
 
 #: Inserts under way at the same time, where the batches of all tenants cannot go in one.
 _WORKERS: Final = 8
@@ -77,6 +77,14 @@ class Source(Protocol):
 
     def start(self) -> None:
         """Start the listener."""
+        ...
+
+    def hurry(self) -> None:
+        """Carry over now what is queued: somebody waits for it."""
+        ...
+
+    def refuse(self) -> None:
+        """Take no more records over: the pipeline is about to end."""
         ...
 
     def stop(self, timeout: float) -> None:
@@ -184,17 +192,17 @@ class Pipeline:
         if not self.started:
             self.start()
         verdict = self.buffers.admit(entry)
-        if verdict != "admitted":
-            return self._submit_when_full(entry, drop=verdict == "drop")
-        if self.durable and not self.wal.append(entry):
+        if verdict == "admitted" and (not self.durable or self.wal.append(entry)):
+            return QUEUE
+        return self.submit_otherwise(entry, verdict)
+
+    def submit_otherwise(self, entry: Entry, verdict: Admission) -> Submission:
+        """Find a place for an event that the WAL could not take, or that memory has no room for."""
+        if verdict == "admitted":
             self.counters.add("wal_failures")
             return QUEUE_UNSAFE
-        return QUEUE
-
-    def _submit_when_full(self, entry: Entry, *, drop: bool) -> Submission:
-        """Find another place for an event when memory is used up."""
         self.counters.add("accepted")
-        if drop:
+        if verdict == "drop":
             self.counters.add("dropped")
             return GONE
         if self.durable and self.wal.append(entry) and self.wal.park(entry):
@@ -259,6 +267,8 @@ class Pipeline:
         if not self.started:
             return True
         deadline = time.monotonic() + timeout
+        for source in self.sources:
+            source.hurry()
         delivered = self.buffers.flush(deadline)
         while delivered and self._more_to_come():
             if time.monotonic() >= deadline:
@@ -299,6 +309,12 @@ class Pipeline:
         return delivered
 
     def _stop_parts(self, deadline: float) -> bool:
+        for source in self.sources:
+            source.refuse()
+            source.hurry()
+        if self.flusher.running:
+            # The listeners still run: a call that began before they refused is not left behind.
+            self.buffers.flush(deadline)
         for source in self.sources:
             source.stop(max(0.1, deadline - time.monotonic()))
         if self.flusher.running:

@@ -1,0 +1,151 @@
+"""The hot path: from a log record to an event that is safe, on the application's thread.
+
+:func:`make_intake` builds, for one handler and one pipeline, the function that runs in every audit
+call. It is a closure because that is how CPython finds things fastest: a name in a cell costs a tenth
+of an attribute of an attribute, and there are a dozen of them. :func:`submit_unqueued` is the same
+way spelt plainly, for records that come without a queue.
+
+Cost for an event of 9 fields (CPython 3.11): 2.7 µs, of which encoding takes 1.6 µs, admission
+0.3 µs; the WAL adds 1.7 µs, of which the system call takes 1 µs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from logbun_logging.context import current_context
+from logbun_logging.encoding import CALL_FIELDS
+from logbun_logging.event import Entry
+from logbun_logging.pipeline import Pipeline
+from logbun_logging.record import AuditRecord
+from logbun_logging.values import safe_str
+
+__all__ = ["make_intake", "submit_unqueued"]
+
+#: What every record has, whoever logged it, and what formatters leave in it.
+_STANDARD: Final = frozenset(
+    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "exc_text"}
+)
+_KNOWN: Final = _STANDARD | CALL_FIELDS
+
+_formatter = logging.Formatter()
+
+
+def make_intake(
+    pipeline: Pipeline, put: Callable[[AuditRecord], None], *, whole_records: bool
+) -> Callable[[logging.LogRecord], None]:
+    """Return the function that takes a record over into *pipeline*.
+
+    Args:
+        pipeline: started, and not shut down while the function is in use.
+        put: puts a record into the queue.
+        whole_records: the queue's other end reads more of a record than its event.
+    """
+    encode = pipeline.encoder.encode
+    admit = pipeline.buffers.admit
+    append = pipeline.wal.append if pipeline.durable else None
+    sync_each = pipeline.sync_each
+    context = current_context
+    only_call_fields = CALL_FIELDS.issuperset
+    only_known = _KNOWN.issuperset
+
+    def take(record: logging.LogRecord) -> None:
+        if type(record) is AuditRecord and record.entry is None and not record.unknown_action:
+            queued = record
+            fields = record.fields
+            extra = None if only_call_fields(fields) else _unknown(fields, CALL_FIELDS)
+            entry = encode(record.msg, fields, extra, context(), record.created)
+        else:
+            values = vars(record)
+            queued = AuditRecord(
+                record.name, record.levelno, record.msg, values if whole_records else {}, record.created
+            )
+            if (
+                only_known(values)
+                and not record.args
+                and not record.exc_info
+                and not record.exc_text
+                and not record.stack_info
+            ):
+                entry = encode(record.msg, values, None, context(), record.created)
+            else:
+                entry = encode_record(pipeline, record)
+        queued.entry = entry
+        verdict = admit(entry)
+        if verdict == "admitted" and (append is None or append(entry)):
+            put(queued)
+            if sync_each:
+                _secure(pipeline, record, safe=True)
+            return
+        submission = pipeline.submit_otherwise(entry, verdict)
+        if submission.queue:
+            put(queued)
+        _secure(pipeline, record, safe=submission.safe)
+
+    return take
+
+
+def submit_unqueued(pipeline: Pipeline, record: logging.LogRecord) -> None:
+    """Hand a record's event straight to the buffers."""
+    entry = encode_record(pipeline, record)
+    submission = pipeline.submit(entry)
+    if submission.queue:
+        pipeline.buffer([entry])
+    _secure(pipeline, record, safe=submission.safe)
+
+
+def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
+    """Return the entry of any record, with the caller's context; never raises."""
+    action = record.msg
+    fields: Mapping[str, Any]
+    if isinstance(record, AuditRecord):
+        fields = record.fields
+        extra = _unknown(fields, CALL_FIELDS)
+        if record.unknown_action:
+            pipeline.counters.add("unknown_action")
+    else:
+        fields = vars(record)
+        extra = {**_unknown(fields, _KNOWN), **_traces(record)}
+        if record.args:
+            action = _message(record)
+    return pipeline.encoder.encode(
+        action, fields, extra or None, current_context(), record.created
+    )
+
+
+def _unknown(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    return {name: fields[name] for name in fields if name not in known}
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # arguments that do not fit: the raw message is better than none
+        return safe_str(record.msg)
+
+
+def _traces(record: logging.LogRecord) -> dict[str, str]:
+    traces: dict[str, str] = {}
+    with suppress(Exception):
+        if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
+            record.exc_text = _formatter.formatException(record.exc_info)
+    if record.exc_text:
+        traces["exc_info"] = record.exc_text
+    if record.stack_info:
+        traces["stack_info"] = record.stack_info
+    return traces
+
+
+def _secure(pipeline: Pipeline, record: logging.LogRecord, *, safe: bool) -> None:
+    """Wait for the shared sync where each call is synced; ``fire_async`` does so by itself."""
+    awaited = record.awaited if isinstance(record, AuditRecord) else None
+    if pipeline.sync_each:
+        if awaited is None:
+            pipeline.wal.commit()
+        else:
+            awaited.append(pipeline)
+    elif isinstance(record, AuditRecord):
+        record.safe = record.safe and safe
