@@ -23,7 +23,9 @@ __all__ = [
     "MAX_ROWS_PER_STATEMENT",
     "TABLE",
     "add_column",
+    "delete_rows",
     "delete_step",
+    "expired_rows",
     "from_row",
     "insert_statement",
     "not_tenants",
@@ -143,6 +145,22 @@ def not_tenants(tenants: Sequence[str]) -> str:
     return f" AND (tenant_id IS NULL OR tenant_id NOT IN ({', '.join('?' * len(tenants))}))"
 
 
+def expired_rows(where: str, rows: int) -> str:
+    """Return the statement that finds the time and id of the next *rows* rows that match.
+
+    Its last two parameters are those of the row after which to go on, at first two empty texts.
+    """
+    return (
+        f"SELECT created_at, id FROM {TABLE} WHERE {where} "  # noqa: S608
+        f"AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT {rows}"
+    )
+
+
+def delete_rows(rows: int) -> str:
+    """Return the statement that deletes *rows* rows by their ids."""
+    return f"DELETE FROM {TABLE} WHERE id IN ({', '.join('?' * rows)})"  # noqa: S608
+
+
 def delete_step(where: str, rows: int) -> str:
     """Return the statement that deletes the oldest *rows* rows that match."""
     found = f"SELECT id FROM {TABLE} WHERE {where} ORDER BY created_at LIMIT {rows}"  # noqa: S608
@@ -174,9 +192,7 @@ def select_page(
 
 def _ordered(where: Sequence[str]) -> str:
     condition = f" WHERE {' AND '.join(where)}" if where else ""
-    return (
-        f"SELECT {_NAMES} FROM {TABLE}{condition} ORDER BY created_at DESC, id DESC LIMIT ?"  # noqa: S608
-    )
+    return f"SELECT {_NAMES} FROM {TABLE}{condition} ORDER BY created_at DESC, id DESC LIMIT ?"  # noqa: S608
 
 
 def _tenant_condition(tenant_id: TenantScope) -> tuple[list[str], list[Any]]:
