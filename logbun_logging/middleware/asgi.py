@@ -1,0 +1,98 @@
+"""Context for ASGI applications: Starlette, FastAPI, Litestar, Quart, Django under ASGI.
+
+Speaks the protocol (https://asgi.readthedocs.io/en/latest/specs/main.html) and imports no
+framework. The invariant: the context is bound in the task that serves the request, for exactly as
+long as the application's coroutine runs, which covers streaming bodies, background tasks and
+websockets; tasks and threads that the application starts get a copy of it from the interpreter.
+``scope``, ``receive`` and ``send`` pass through untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from logbun_logging.context import bind_audit_context, reset_audit_context
+from logbun_logging.middleware.client_ip import ClientIPRule, ForwardedHeader, TrustedProxies
+from logbun_logging.middleware.lookup import Lookup
+from logbun_logging.middleware.request import CGI_NAMES, request_fields
+
+__all__ = ["AuditASGIMiddleware"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class AuditASGIMiddleware:
+    """Binds address, user agent, request id, tenant and actor for each HTTP request and websocket.
+
+    Put it outside everything that logs audit events, but inside the authentication if a lookup
+    needs what that leaves in the scope. It may stand at several levels (a mounted
+    sub-application): inner values win, and the outer ones are back afterwards.
+
+    Args:
+        app: the application to wrap.
+        trusted_proxies: whose forwarding headers to believe: a count of proxies, an iterable of
+            addresses, CIDR networks and ``"unix"``, or ``"first-forwarded"``; nobody's by default.
+            See :class:`~logbun_logging.middleware.client_ip.ClientIPRule`.
+        get_tenant_id: given the scope, returns the tenant or None; may be a coroutine function. If
+            it raises, the request goes on without a tenant and the failure is logged.
+        get_actor_id: the same for the actor. Without these the values in force around stay.
+        forwarded_header: the one header that the proxies write, ``"x-forwarded-for"``,
+            ``"forwarded"`` or ``"x-real-ip"``; by default all are read and must agree.
+
+    Raises:
+        ConfigurationError: an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        trusted_proxies: TrustedProxies = 0,
+        get_tenant_id: Callable[[Scope], object] | None = None,
+        get_actor_id: Callable[[Scope], object] | None = None,
+        forwarded_header: ForwardedHeader | None = None,
+    ) -> None:
+        self.app = app
+        self._client_ip = ClientIPRule(trusted_proxies, forwarded_header=forwarded_header)
+        self._tenant_id = (
+            None
+            if get_tenant_id is None
+            else Lookup("get_tenant_id", get_tenant_id, may_await=True)
+        )
+        self._actor_id = (
+            None if get_actor_id is None else Lookup("get_actor_id", get_actor_id, may_await=True)
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope; those that are not requests (``lifespan``) pass through."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self.app(scope, receive, send)
+            return
+        client = scope.get("client")  # None for a unix socket
+        fields = request_fields(
+            _cgi_headers(scope["headers"]), client[0] if client else None, self._client_ip
+        )
+        if self._tenant_id is not None:
+            fields["tenant_id"] = await self._tenant_id.ask(scope)
+        if self._actor_id is not None:
+            fields["actor_id"] = await self._actor_id.ask(scope)
+        token = bind_audit_context(**fields)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            reset_audit_context(token)
+
+
+def _cgi_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the headers that are read; several lines of one become a list, as RFC 9110 has it."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        key = CGI_NAMES.get(name)
+        if key is not None:
+            text = value.decode("latin-1")
+            found[key] = f"{found[key]},{text}" if key in found else text
+    return found
