@@ -1,9 +1,9 @@
 """Per-tenant buffers: admission, triggers, and fair, ordered hand-over to the flush workers.
 
 Everything that may wait in memory is counted here, from the moment the caller is let in until the
-event is in the database, the DLQ, or given up: the queue between handler and listener and batches in
-flight included. The invariant: for each tenant ``admitted - settled`` events are in memory, and they
-leave in the order in which they came.
+event is in the database, the DLQ, or given up: the queue between handler and listener and batches
+in flight included. The invariant: for each tenant ``admitted - settled`` events are in memory, and
+they leave in the order in which they came.
 
 Who calls what: ``admit`` the application's threads; ``put`` the listener; ``take``, ``settle`` and
 ``retry_later`` the flush workers; ``overfull`` the spiller.
@@ -33,8 +33,8 @@ _OVERHEAD: Final = 400
 #: Until then a full buffer is a burst, and a burst is not an outage.
 _HELD_UP_AFTER: Final = 2.0
 
-#: How long the first due batch waits for company, in seconds: larger transactions cost less for each
-#: event, and a burst of calls need not share the GIL with its own delivery.
+#: How long the first due batch waits for company, in seconds: larger transactions cost less for
+#: each event, and a burst of calls need not share the GIL with its own delivery.
 _LINGER: Final = 0.02
 
 #: More lanes than this are not kept for tenants that have nothing waiting.
@@ -170,7 +170,7 @@ class Buffers:
         return "admitted"
 
     def wait_for_room(self, entry: Entry, timeout: float) -> bool:
-        """Wait until there is room in the total bounds; for events that cannot be kept elsewhere."""
+        """Wait for room in the total bounds; for events that cannot be kept elsewhere."""
         size = len(entry.payload) + _OVERHEAD
         with self._lock:
             return self._room.wait_for(
@@ -326,8 +326,8 @@ class Buffers:
     def overfull(self) -> Shipment:
         """Take what has to leave memory unsent, because the database does not keep up.
 
-        That is the waiting events of every tenant over its bound, and, when all of them together are
-        near theirs, of the tenants with the most.
+        That is the waiting events of every tenant over its bound, and, when all of them together
+        are near theirs, of the tenants with the most.
         """
         with self._lock:
             now = self._clock()
@@ -367,7 +367,7 @@ class Buffers:
     # ── operations ──
 
     def flush(self, deadline: float) -> bool:
-        """Make everything due that is admitted now, and wait for it; return whether it is settled."""
+        """Make due what is admitted now, and wait for it; return whether it is settled."""
         with self._lock:
             targets = [(lane, lane.admitted) for lane in self._lanes.values() if lane.queued]
 
@@ -391,7 +391,8 @@ class Buffers:
     def drain(self) -> Shipment:
         """Take everything, at the end, when there is no more time.
 
-        What a worker waits for is among it: stored twice it is one row, not at all it would be lost.
+        What a worker waits for is among it: stored twice it is one row, not at all it would be
+        lost.
         """
         with self._lock:
             found: Shipment = []

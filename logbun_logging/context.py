@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import MappingProxyType
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, cast
 
 __all__ = [
     "CONTEXT_FIELDS",
@@ -71,7 +71,7 @@ def bind_audit_context(
         allowed = ", ".join(sorted(CONTEXT_FIELDS))
         msg = f"unknown audit context field(s) {names}: allowed are {allowed}"
         raise TypeError(msg)
-    merged = {**_current.get(), **fields}
+    merged: dict[str, str | None] = {**_current.get(), **cast("dict[str, str | None]", fields)}
     return _current.set({name: value for name, value in merged.items() if value is not None})
 
 

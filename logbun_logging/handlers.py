@@ -1,8 +1,8 @@
 """The logging face: queue handler, queue listener and batching handler.
 
-They are what :mod:`logging.config` and users of :mod:`logging` see, and real subclasses of the stdlib's
-classes, but thin: the handler passes records to the intake, the listener carries them to its
-handlers, the batching handler hands their events to the pipeline's buffers.
+They are what :mod:`logging.config` and users of :mod:`logging` see, and real subclasses of the
+stdlib's classes, but thin: the handler passes records to the intake, the listener carries them to
+its handlers, the batching handler hands their events to the pipeline's buffers.
 """
 
 from __future__ import annotations
@@ -78,9 +78,12 @@ class BatchingAuditHandler(logging.Handler):
 class AuditQueueListener(logging.handlers.QueueListener):
     """Carries records from the queue to its handlers on a thread of its own.
 
-    It starts by itself with the first record, survives whatever a handler raises, and may be stopped
-    twice.
+    It starts by itself with the first record, survives whatever a handler raises, and may be
+    stopped twice.
     """
+
+    queue: Any  # a RecordQueue, or what the user's configuration names
+    _sentinel: Any
 
     def __init__(
         self, queue: Any, *handlers: logging.Handler, respect_handler_level: bool = False
@@ -198,9 +201,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         self._intake: Callable[[logging.LogRecord], None] | None = None
         if own:
             self._trail = AuditTrail(**options) if trail is None else trail
-            self.listener = AuditQueueListener(
-                self.queue, BatchingAuditHandler(trail=self._trail)
-            )
+            self.listener = AuditQueueListener(self.queue, BatchingAuditHandler(trail=self._trail))
 
     @property
     def listener(self) -> Any:

@@ -1,4 +1,6 @@
-"""The parts of one namespace put together: started lazily, stopped in order, made anew after a fork.
+"""The parts of one namespace put together.
+
+They are started lazily, stopped in order, and made anew after a fork.
 
 An event's way: ``submit`` (application's thread: room, WAL, queue) → a :class:`Source`, the logging
 face's queue and listener → ``buffer`` → flush workers → database or DLQ → WAL acknowledged.
@@ -177,6 +179,7 @@ class Pipeline:
         self.opened = threading.Event()
         self.bootstrap_error: Exception | None = None
         self._spilled = False
+        self._flush_failed_at: float | None = None
         self._next_bootstrap = 0.0
         self._bootstrap_pause = 1.0
         self._bootstrap_calls = TimedCalls("logbun-bootstrap")
@@ -223,7 +226,7 @@ class Pipeline:
         self.buffers.put(entries)
 
     def tend(self) -> None:
-        """What the listener does between batches: wake the WAL's keeper, spill, report."""
+        """Wake the WAL's keeper, spill, report: what the listener does between batches."""
         if self.durable:
             self.wal.poke()
         if self.flusher.spill(drop=self._drop):
@@ -261,8 +264,8 @@ class Pipeline:
     def flush(self, timeout: float) -> bool:
         """Deliver everything accepted before this call; return whether that was done in time.
 
-        That includes what overload has moved to the DLQ or left to the WAL meanwhile, as long as the
-        database takes events, and what recovery still reads.
+        That includes what overload has moved to the DLQ or left to the WAL meanwhile, as long as
+        the database takes events, and what recovery still reads.
         """
         if not self.started:
             return True
@@ -276,6 +279,7 @@ class Pipeline:
             self.redelivery.nudge()
             self._finished.wait(_LOOK)
             delivered = self.buffers.flush(deadline)
+        self._flush_failed_at = None if delivered else time.monotonic()
         return delivered
 
     def _more_to_come(self) -> bool:
@@ -297,6 +301,8 @@ class Pipeline:
             started = self.started
         if not first:
             return self._finished.wait(timeout)
+        if self._flush_failed_at is not None and time.monotonic() - self._flush_failed_at < 1.0:
+            timeout = min(timeout, 1.0)  # logging.shutdown: a flush has just used up the time
         deadline = time.monotonic() + timeout
         delivered = True
         try:

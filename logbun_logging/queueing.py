@@ -1,9 +1,9 @@
 """The queue between handler and listener: putting costs the caller a ``deque.append``.
 
-A stock queue wakes its reader at every put, which costs the caller 7 to 21 µs at web rates. Here the
-reader polls every 20 ms while events come in, and is woken only when it has been idle.
-Polling is safe because the reader's delay loses nothing: what must survive the process is in the WAL
-before it is queued. How much may be queued is bounded by the buffers' admission, not here.
+A stock queue wakes its reader at every put, which costs the caller 7 to 21 µs at web rates. Here
+the reader polls every 20 ms while events come in, and is woken only when it has been idle.
+Polling is safe because the reader's delay loses nothing: what must survive the process is in the
+WAL before it is queued. How much may be queued is bounded by the buffers' admission, not here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Final
 
 __all__ = ["RecordQueue"]
 
-#: Seconds between looks while records come in: a burst of calls is over before it is carried on, and
-#: so does not share the GIL with that.
+#: Seconds between looks while records come in: a burst of calls is over before it is carried on,
+#: and so does not share the GIL with that.
 _POLL: Final = 0.02
 
 #: Seconds without a record after which the reader sleeps until it is woken.

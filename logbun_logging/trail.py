@@ -1,7 +1,8 @@
 """The audit trail: one namespace, to query and to operate.
 
-:class:`AuditTrail` puts a pipeline together from options, keeps the registry of trails by namespace,
-and answers queries on the caller's thread. Queries never wait for the pipeline, nor it for them.
+:class:`AuditTrail` puts a pipeline together from options, keeps the registry of trails by
+namespace, and answers queries on the caller's thread. Queries never wait for the pipeline, nor it
+for them.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ class AuditTrail:
     def handler(self) -> AuditQueueHandler:
         """The handler to add to loggers; always the same one."""
         if self._handler is None:
-            # The handler is made of a trail, so this one import goes up, and waits until it is used.
+            # The handler is made of a trail, so this one import goes up, and waits until it is
+            # used.
             from logbun_logging.handlers import AuditQueueHandler  # noqa: PLC0415
 
             with _registry_lock:
@@ -154,7 +156,8 @@ class AuditTrail:
         """Return one page of events, newest first.
 
         Args:
-            tenant_id: whose events; None for those of no tenant, and only those. For every tenant's,
+            tenant_id: whose events; None for those of no tenant, and only those. For every
+            tenant's,
                 pass :data:`~logbun_logging.ALL_TENANTS`.
             action: an action, several, or prefixes like ``"course.*"``.
             actor_id: who did it.
@@ -267,9 +270,9 @@ class AuditTrail:
     def shutdown(self, timeout: float | None = None) -> bool:
         """Flush, acknowledge the WAL, stop the threads and close the adapters.
 
-        What cannot be delivered within *timeout* seconds (``flush_timeout`` by default) stays in the
-        WAL or, in volatile mode, goes to the DLQ. Returns whether everything was delivered. A second
-        call does nothing.
+        What cannot be delivered within *timeout* seconds (``flush_timeout`` by default) stays in
+        the WAL or, in volatile mode, goes to the DLQ. Returns whether everything was delivered. A
+        second call does nothing.
         """
         limit = self.options.flush_timeout if timeout is None else timeout
         delivered = self._pipeline.shutdown(limit)
@@ -306,15 +309,15 @@ class AuditTrail:
         """Do what :meth:`prune` does without blocking the event loop."""
         return await _in_thread(self.prune, dry_run=dry_run)
 
-    async def aready(self, timeout: float = 10.0) -> bool:
+    async def aready(self, timeout: float = 10.0) -> bool:  # noqa: ASYNC109 - as its twin
         """Do what :meth:`ready` does without blocking the event loop."""
         return await _in_thread(self.ready, timeout)
 
-    async def aflush(self, timeout: float | None = None) -> bool:
+    async def aflush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as its twin
         """Do what :meth:`flush` does without blocking the event loop."""
         return await _in_thread(self.flush, timeout)
 
-    async def ashutdown(self, timeout: float | None = None) -> bool:
+    async def ashutdown(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as its twin
         """Do what :meth:`shutdown` does without blocking the event loop."""
         return await _in_thread(self.shutdown, timeout)
 

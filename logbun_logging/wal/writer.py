@@ -405,7 +405,8 @@ class WalWriter:
     def _sync_for_group(self) -> bool:
         # The current file is synced without the lock, so that the keeper's work delays no caller.
         segment = self._current
-        busy = [s for s in self._segments if s is not segment and s.pending and s.descriptor >= 0]
+        others = tuple(self._segments)  # copied in one step: the keeper may seal meanwhile
+        busy = [s for s in others if s is not segment and s.pending and s.descriptor >= 0]
         try:
             for other in (*busy, segment):
                 if other.descriptor < 0:
