@@ -274,11 +274,9 @@ class Pipeline:
             source.hurry()
         delivered = self.buffers.flush(deadline)
         while delivered and self._more_to_come():
-            if time.monotonic() >= deadline:
-                return False
             self.redelivery.nudge()
             self._finished.wait(_LOOK)
-            delivered = self.buffers.flush(deadline)
+            delivered = time.monotonic() < deadline and self.buffers.flush(deadline)
         self._flush_failed_at = None if delivered else time.monotonic()
         return delivered
 
