@@ -20,7 +20,7 @@ from logbun_logging.context import current_context
 from logbun_logging.encoding import CALL_FIELDS
 from logbun_logging.event import Entry
 from logbun_logging.pipeline import Pipeline
-from logbun_logging.record import AuditRecord
+from logbun_logging.record import PLAIN_ATTRIBUTES, AuditRecord, own_attributes
 from logbun_logging.values import safe_str
 
 __all__ = ["make_intake", "submit_unqueued"]
@@ -53,7 +53,12 @@ def make_intake(
     only_known = _KNOWN.issuperset
 
     def take(record: logging.LogRecord) -> None:
-        if type(record) is AuditRecord and record.entry is None and not record.unknown_action:
+        if (
+            type(record) is AuditRecord
+            and record.entry is None
+            and not record.unknown_action
+            and len(own_attributes(record)) == PLAIN_ATTRIBUTES
+        ):
             queued = record
             fields = record.fields
             extra = None if only_call_fields(fields) else _unknown(fields, CALL_FIELDS)
@@ -69,6 +74,7 @@ def make_intake(
             )
             if (
                 only_known(values)
+                and not isinstance(record, AuditRecord)
                 and not record.args
                 and not record.exc_info
                 and not record.exc_text
@@ -106,7 +112,9 @@ def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
     action = record.msg
     fields: Mapping[str, Any]
     if isinstance(record, AuditRecord):
-        fields = record.fields
+        # What filters have set since the call counts like what was given with it.
+        added = _unknown(own_attributes(record), _STANDARD)
+        fields = {**record.fields, **added}
         extra = _unknown(fields, CALL_FIELDS)
         if record.unknown_action:
             pipeline.counters.add("unknown_action")

@@ -14,10 +14,15 @@ from typing import Any, Final
 
 from logbun_logging.event import AuditEvent, Entry, decode_event
 
-__all__ = ["AuditRecord"]
+__all__ = ["PLAIN_ATTRIBUTES", "AuditRecord", "own_attributes"]
 
 #: Reads an instance's real attribute dictionary, which AuditRecord hides behind a property.
-_attributes: Final[Callable[[object], dict[str, Any]]] = vars(logging.LogRecord)["__dict__"].__get__
+own_attributes: Final[Callable[[object], dict[str, Any]]] = vars(logging.LogRecord)[
+    "__dict__"
+].__get__
+
+#: How many attributes an AuditRecord has that nobody has completed or added to.
+PLAIN_ATTRIBUTES: Final = 4
 
 
 class AuditRecord(logging.LogRecord):
@@ -66,7 +71,7 @@ class AuditRecord(logging.LogRecord):
     @property
     def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
         """All attributes; formatters read them here."""
-        attributes = _attributes(self)
+        attributes = own_attributes(self)
         if not self.complete:
             self.complete = True
             standard = logging.LogRecord(
@@ -116,7 +121,7 @@ def _restore(
         attributes["name"], attributes["levelno"], attributes["msg"], fields, attributes["created"]
     )
     record.complete = True
-    _attributes(record).update(attributes)
+    own_attributes(record).update(attributes)
     if payload is not None:
         record.entry = Entry(decode_event(payload).tenant_id, payload)
     return record
