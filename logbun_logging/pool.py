@@ -178,7 +178,7 @@ class TenantPool:
         """
         with self._breakers_lock:
             breakers = list(self._breakers.values())
-        return not breakers or any(not breaker.is_open for breaker in breakers)
+        return not breakers or any(not breaker.wait_time() for breaker in breakers)
 
     def figures(self) -> dict[str, int]:
         """Return how many are ``open``, ``in_use`` and ``down`` (with an open circuit)."""

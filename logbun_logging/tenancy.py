@@ -140,8 +140,8 @@ class SingleDatabase:
         yield None, self.lease(None)
 
     def healthy(self) -> bool:
-        """Tell whether the circuit is closed."""
-        return not self._breaker.is_open
+        """Tell whether the circuit lets a call through: it is closed, or it is time to try."""
+        return not self._breaker.wait_time()
 
     def tend(self) -> None:
         """Do nothing: the one database stays open."""

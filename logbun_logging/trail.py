@@ -341,7 +341,7 @@ class AuditTrail:
             "wal": {"segments": segments, "bytes": size, "oldest": oldest},
             "dlq": parts.dlq.counts(),
             "ready": parts.opened.is_set(),
-            "circuit_open": not parts.databases.healthy(),
+            "circuit_open": parts.databases.figures()["down"] > 0,
             "databases": parts.databases.figures(),
             "mode": self.options.mode,
         }
