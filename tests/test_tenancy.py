@@ -37,6 +37,10 @@ from logbun_logging.tenancy import BusyError, SingleDatabase
 from logbun_logging.tenants import TenantRegistry
 
 
+#: CPython 3.12 and newer warn of what these tests are about.
+in_a_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+
 def wait_until(condition, timeout=10.0):
     """Look again and again until *condition* holds."""
     deadline = time.monotonic() + timeout
@@ -242,6 +246,7 @@ os._exit(9)
         assert all(row[1].startswith(tenant) for row in rows)
 
 
+@in_a_fork
 def test_a_forked_child_opens_the_databases_anew(make_trail, makers):
     trail = make_trail(mode="durable")
     trail.log("t1", "parent.before")
