@@ -36,7 +36,6 @@ from logbun_logging.stats import Counters
 from logbun_logging.tenancy import BusyError, SingleDatabase
 from logbun_logging.tenants import TenantRegistry
 
-
 #: CPython 3.12 and newer warn of what these tests are about.
 in_a_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
@@ -951,6 +950,30 @@ def test_a_single_database_is_lent_to_all_and_opened_again_after_closing(tmp_pat
     database.tend()
     assert database.figures() == {"open": 1, "down": 0}
     database.close()
+    with database.lease("t1") as target:
+        assert target.adapter.bulk_insert("t1", [event("t1")])
+    database.close()
+
+
+def test_a_single_database_says_why_an_adapter_refuses(tmp_path):
+    class Refusing(SQLiteAdapter):
+        def init(self):
+            raise ConfigurationError("adapter.path", self.path, "another one")
+
+    database = SingleDatabase(Refusing(tmp_path / "a.db"))
+    with pytest.raises(ConfigurationError, match="another one"), database.lease("t"):
+        pass
+
+
+def test_a_single_database_is_opened_anew_after_a_fork(tmp_path):
+    database = SingleDatabase(SQLiteAdapter(tmp_path / "a.db"))
+    with database.lease("t1"):
+        pass
+    for _ in range(3):
+        database.breaker(None).failed()
+    database.after_fork()  # as if this were the child
+    assert database.healthy()
+    assert database.figures() == {"open": 0, "down": 0}
     with database.lease("t1") as target:
         assert target.adapter.bulk_insert("t1", [event("t1")])
     database.close()
