@@ -5,7 +5,9 @@ A logging call never raises any of them: they come from set-up, queries and oper
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Final
 
 __all__ = [
     "AdapterUnavailableError",
@@ -84,9 +86,20 @@ class RejectedEventsError(LogbunError):
     """
 
 
+#: What stands behind "user:" in a URL, or behind a name that says it is secret.
+_SECRET: Final = re.compile(
+    r"""(://[^/\s:@'"]*:)[^@\s'"]+(?=@)|"""
+    r"""((?:token|password|secret|api_?key)['"]?\s*[=:]\s*['"]?)[^'"&\s,}]+""",
+    re.IGNORECASE,
+)
+_LONGEST: Final = 200
+
+
 def _shown(value: object) -> str:
+    """Return *value* for a message, which may get into logs and dead letters: without secrets."""
     try:
         text = repr(value)
     except Exception:  # a hostile __repr__ must not hide the message
         text = f"<unprintable {type(value).__name__}>"
-    return text if len(text) <= 200 else text[:197] + "..."
+    text = _SECRET.sub(lambda found: f"{found[1] or found[2]}***", text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from logbun_logging.adapters.base import Adapter, ForkAwareAdapter, keep_inherited
 from logbun_logging.adapters.factory import create_adapter
+from logbun_logging.adapters.forking import ForkGate
 from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.errors import (
     AdapterUnavailableError,
@@ -43,6 +44,9 @@ _BREAKERS: Final = 4096
 
 #: How often unused databases are looked for, in seconds.
 _LOOK: Final = 0.5
+
+
+_making = ForkGate()
 
 
 class _State(Enum):
@@ -118,6 +122,10 @@ class TenantPool:
         self._listed = frozenset(known)
         self._report = report
         self._clock = clock
+        if inspect.iscoroutinefunction(resolve):
+            # Here and not where it is used: a fork would cut short a background thread's import,
+            # and the child could never finish it. Those who need no event loop do not pay for it.
+            import asyncio  # noqa: F401, PLC0415
         self._reset()
 
     def _reset(self) -> None:
@@ -354,7 +362,7 @@ class TenantPool:
     def _connect(self, tenant_id: str) -> _Connection:
         resolved = self._resolve(tenant_id)
         if inspect.isawaitable(resolved):
-            import asyncio  # noqa: PLC0415 - only where the resolver needs it
+            import asyncio  # noqa: PLC0415 - imported by now, unless the resolver hides what it is
 
             async def wait() -> Any:
                 return await resolved
@@ -364,7 +372,8 @@ class TenantPool:
             raise ConfigurationError(
                 f"{_OPTION}({tenant_id!r})", None, "the tenant's adapter (URL, mapping or instance)"
             )
-        adapter = create_adapter(resolved, _OPTION)
+        with _making.call():  # which may import a driver: see above
+            adapter = create_adapter(resolved, _OPTION)
         if getattr(adapter, "single_database_only", False):
             allowed = (
                 "an adapter that can be had once for each tenant. This one keeps all tenants in "

@@ -33,7 +33,7 @@ COUNTERS: Final = {
     "encode_failures": "events of which only the action and the error could be kept",
     "insert_failures": "failed insert attempts",
     "pruned": "rows removed by retention",
-    "retention_failures": "failed retention runs",
+    "retention_failures": "databases that a retention run could not prune",
     "bootstrap_failures": "failed attempts to open the database",
 }
 

@@ -389,6 +389,24 @@ def test_an_answer_that_is_no_database_is_an_error_and_the_events_are_kept(
         trail.query(tenant_id="t1")
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "paper://user:s3cret@host/db",
+        "paper://host?auth_token=s3cret&x=1",
+        {"type": "paper", "auth_token": "s3cret"},
+        {"type": "sqlite", "password": "s3cret"},
+    ],
+)
+def test_an_answer_that_is_no_database_gives_no_secret_away(make_trail, answer):
+    trail = make_trail(lambda _: answer)
+    trail.log("t1")
+    assert trail.flush(30)
+    (file,) = trail.dlq.list()
+    assert "tenancy.resolve_connection" in file.envelope.reason
+    assert "s3cret" not in file.envelope.reason
+
+
 def test_an_adapter_for_a_single_database_is_refused_with_the_reason(makers):
     class Columnar(SQLiteAdapter):
         single_database_only = True
@@ -420,12 +438,13 @@ def test_a_slow_resolver_delays_its_own_tenant_only(makers):
             release.wait(30)
         return makers.resolve(tenant)
 
-    pool = makers.pool(resolve, patience=0.2)
+    pool = makers.pool(resolve, patience=0.05)
     with (
-        pytest.raises(AdapterUnavailableError, match=r"'slow' is still opening after 0.2 s"),
+        pytest.raises(AdapterUnavailableError, match=r"'slow' is still opening after 0.05 s"),
         pool.lease("slow"),
     ):
         pass
+    pool._patience = 5.0
     with pool.lease("fast") as target:
         target.adapter.bulk_insert("fast", [event("fast")])
     release.set()
@@ -532,8 +551,9 @@ def test_a_full_pool_waits_for_a_connection_instead_of_failing(makers):
 
 
 def test_nobody_waits_for_a_connection_for_ever(makers):
-    pool = makers.pool(most=1, patience=0.05)
+    pool = makers.pool(most=1)
     with pool.lease("t1"):
+        pool._patience = 0.05
         with (
             pytest.raises(BusyError, match=r"all 1 connections \(pool.max_active_connections\)"),
             pool.lease("t2"),
@@ -541,18 +561,21 @@ def test_nobody_waits_for_a_connection_for_ever(makers):
             pass
         with pool.lease("t1"):
             pass
+    pool._patience = 5.0
     with pool.lease("t2"):
         pass
 
 
 def test_a_full_pool_says_nothing_of_a_tenants_own_database(makers):
-    pool = makers.pool(most=1, patience=0.01)
+    pool = makers.pool(most=1)
     delivery = Delivery(pool, Counters(), 5.0, lambda: None)
     with pool.lease("t1"):
+        pool._patience = 0.01
         for _ in range(5):
             outcome = delivery.attempt([("t2", [encode_event(event("t2"))])])
             assert outcome.verdict is Verdict.OUTAGE
     assert not pool.breaker("t2").is_open
+    pool._patience = 5.0
     assert delivery.attempt([("t2", [encode_event(event("t2"))])]).verdict is Verdict.STORED
     delivery.close()
 
@@ -803,7 +826,7 @@ def test_an_insert_that_hangs_keeps_its_database_open_and_stops_no_other(make_tr
             hung.append(adapter)
         return adapter
 
-    trail = make_trail(resolve, insert_timeout=0.2, pool={"max_active_connections": 2})
+    trail = make_trail(resolve, insert_timeout=2.0, pool={"max_active_connections": 2})
     trail.log("t1")
     assert trail.flush(30)
     assert trail.stats()["dlq"]["pending_events"] == 1

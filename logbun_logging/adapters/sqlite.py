@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from logbun_logging.adapters import sql
 from logbun_logging.adapters.base import Batch, PruneReport, keep_inherited, retention_limit
+from logbun_logging.adapters.forking import ForkGate
 from logbun_logging.errors import AdapterUnavailableError, ConfigurationError, RejectedEventsError
 from logbun_logging.event import AuditEvent
 from logbun_logging.query import Filters, Pagination, TenantScope
@@ -30,6 +31,8 @@ __all__ = ["SQLiteAdapter"]
 
 #: Rows deleted in a transaction, about 5 ms of it: what a writer waits for meanwhile.
 _PRUNE_STEP = 500
+
+_gate = ForkGate()
 
 
 class SQLiteAdapter:
@@ -49,9 +52,15 @@ class SQLiteAdapter:
             raise ConfigurationError("adapter.path", path, "the path of a file")
         if isinstance(busy_timeout, bool) or not isinstance(busy_timeout, int | float):
             raise ConfigurationError("adapter.busy_timeout", busy_timeout, "a number of seconds")
+        # Imported here, on the thread that configures: a background thread's import that a fork
+        # interrupts is never finished in the child. It takes 100 ms, so not with the module.
+        import sqlite_utils  # noqa: PLC0415
+
+        self._driver = sqlite_utils
         self.path = Path(path).expanduser().absolute()
         self.busy_timeout = busy_timeout
         self._reset()
+        _gate.add(self)
 
     def __repr__(self) -> str:
         return f"SQLiteAdapter(path={str(self.path)!r})"
@@ -62,6 +71,7 @@ class SQLiteAdapter:
         self._writer: sqlite_utils.Database | None = None
         self._idle_readers: list[sqlite_utils.Database] = []
         self._generation = object()
+        self._suspended = False  # closed for a fork, to be opened again by the next call
 
     def init(self) -> None:
         """Open the file, create or migrate the table and its indexes."""
@@ -158,21 +168,31 @@ class SQLiteAdapter:
 
     def close(self) -> None:
         """Close every connection that is not in use just now; those in use close when done."""
+        with _gate.call():
+            self._close()
+
+    def _close(self) -> bool:
+        """Close the connections; return whether it was open."""
         with self._write_lock, self._readers_lock:
             self._generation = object()
+            self._suspended = False
             idle, self._idle_readers = self._idle_readers, []
             writer, self._writer = self._writer, None
             for database in (*idle, *([writer] if writer else ())):
                 database.close()
+            return writer is not None
+
+    def suspend(self) -> None:
+        """Close every connection for a fork; the next call opens them again."""
+        before = self._suspended
+        self._suspended = self._close() or before
 
     def after_fork(self) -> None:
-        """Forget the parent's connections: SQLite's must not be carried across a fork."""
+        """Forget connections that a fork has carried over because a call of theirs hung."""
         keep_inherited((self._writer, self._idle_readers))
         self._reset()
 
     def _connect(self) -> sqlite_utils.Database:
-        import sqlite_utils  # noqa: PLC0415 - 100 ms that a program pays only if it opens a database
-
         connection = sqlite3.connect(
             self.path,
             timeout=self.busy_timeout,
@@ -190,13 +210,16 @@ class SQLiteAdapter:
         except BaseException:
             connection.close()
             raise
-        return sqlite_utils.Database(connection)
+        return self._driver.Database(connection)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._write_lock:
             if self._writer is None:
-                raise AdapterUnavailableError(f"{self!r} is not open")
+                if not self._suspended:
+                    raise AdapterUnavailableError(f"{self!r} is not open")
+                self._writer = self._connect()
+                self._suspended = False
             connection: sqlite3.Connection = self._writer.conn
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -228,7 +251,8 @@ class SQLiteAdapter:
     def _errors(self) -> Iterator[None]:
         """Tell the errors of an unusable file from those of unusable rows."""
         try:
-            yield
+            with _gate.call():
+                yield
         except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError) as error:
             raise RejectedEventsError(f"{self!r}: {error}") from error
         except (sqlite3.OperationalError, OSError) as error:
