@@ -8,7 +8,7 @@ inside the view replace it long after the middlewares have run.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, cast
@@ -55,8 +55,8 @@ class AuditMiddleware:
     - ``get_tenant_id``: a callable, a coroutine function, or the dotted path of one. Given the
       request before the view runs, it returns the tenant or None. No tenant by default.
     - ``get_actor_id``: a callable or its dotted path. Given the request at each audit call, on the
-      calling thread, it returns the actor or None; :func:`user_id` by default. In an asynchronous
-      chain ``request.user`` is loaded beforehand, so that this need not query the database there.
+      calling thread, it returns the actor or None; :func:`user_id` by default. In asynchronous
+      chains and views ``request.user`` is loaded beforehand.
 
     If one of the callables raises, the request goes on without the value and the failure is logged.
 
@@ -73,13 +73,16 @@ class AuditMiddleware:
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
+        else:
+            # Django would run it in a thread, for each request of an asynchronous chain.
+            self.process_view = self._prepare_view
         options = _options()
         self._client_ip = ClientIPRule(
             options.get("trusted_proxies", 0), forwarded_header=options.get("forwarded_header")
         )
         self._actor_id = Lookup("get_actor_id", options.get("get_actor_id") or user_id)
         self._tenant_id = self._tenant_lookup(options.get("get_tenant_id"))
-        self._load_user = Lookup("request.user", _load_user, may_await=True)
+        self._load_user = Lookup("request.user", _load_user)
 
     def __call__(self, request: Any) -> Any:
         """Serve one request; a coroutine in an asynchronous chain."""
@@ -89,19 +92,27 @@ class AuditMiddleware:
         try:
             if self._tenant_id is not None:
                 bind_audit_context(tenant_id=self._tenant_id(request))
-            return _hold(self.get_response(request))
+            response = self.get_response(request)
+            if response.streaming and response.is_async:
+                self._load_user(request)
+            return _hold(response)
         finally:
             reset_audit_context(token)
 
     async def _serve(self, request: Any) -> Any:
         token = bind_audit_context(**self._fields(request))
         try:
-            await self._load_user.ask(request)
+            if _has_lazy_user(request):
+                await sync_to_async(self._load_user)(request)
             if self._tenant_id is not None:
                 bind_audit_context(tenant_id=await self._tenant_id.ask(request))
             return _hold(await self.get_response(request))
         finally:
             reset_audit_context(token)
+
+    def _prepare_view(self, request: Any, view: Any, _args: Any, _kwargs: Any) -> None:
+        if iscoroutinefunction(view):
+            self._load_user(request)
 
     def _fields(self, request: Any) -> AuditContextFields:
         fields = request_fields(request.META, request.META.get("REMOTE_ADDR"), self._client_ip)
@@ -146,30 +157,39 @@ def _options() -> Mapping[str, Any]:
     }
 
 
-async def _load_user(request: Any) -> None:
-    """Load ``request.user`` now: in an event loop Django refuses to do so later."""
-    # type(), because isinstance() would load it here. Whatever else put a lazy user there (a token,
-    # a remote user) is asked, never the session behind its back.
-    user = getattr(request, "user", None)
-    if type(user) is SimpleLazyObject:
-        await sync_to_async(bool)(user)
+def _has_lazy_user(request: Any) -> bool:
+    # type(), because isinstance() would load it.
+    return type(getattr(request, "user", None)) is SimpleLazyObject
+
+
+def _load_user(request: Any) -> None:
+    """Load ``request.user`` while it can be: Django refuses to query in an event loop.
+
+    It is this object that is asked, not the session: it may come from a token, or a remote server.
+    """
+    if _has_lazy_user(request):
+        bool(request.user)
 
 
 def _hold(response: Any) -> Any:
     """Let the body of a streaming response run in the context of its request."""
     if not response.streaming or isinstance(response, FileResponse):
         return response
-    context = copy_context()
-    body = response.streaming_content
-    response.streaming_content = (
-        _steps(body, get_audit_context()) if response.is_async else ContextIterator(body, context)
-    )
-    response.close = partial(context.run, response.close)
+    # Not response.streaming_content: that would make the response refer to itself, and the view's
+    # generator be closed by the garbage collector, in the context of whoever is interrupted by it.
+    body = response._iterator  # noqa: SLF001
+    if response.is_async:
+        response.streaming_content = _steps(body, get_audit_context())
+    else:
+        context = copy_context()
+        response.streaming_content = ContextIterator(body, context)
+        # It closes the view's generator, which may have something to do at its end.
+        response.close = partial(context.run, response.close)
     return response
 
 
 async def _steps(
-    body: AsyncGenerator[bytes, None], context: Mapping[str, str | None]
+    body: AsyncIterator[bytes], context: Mapping[str, str | None]
 ) -> AsyncGenerator[bytes, None]:
     """Iterate over a body with a context bound during each step, and only then."""
     fields = cast("AuditContextFields", context)
@@ -182,5 +202,6 @@ async def _steps(
                 return
             yield piece
     finally:
-        with audit_context(**fields):
-            await body.aclose()
+        if isinstance(body, AsyncGenerator):
+            with audit_context(**fields):
+                await body.aclose()
