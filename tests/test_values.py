@@ -1,0 +1,278 @@
+"""Every value has a defined form, whatever it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import pathlib
+import time
+import uuid
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logbun_logging.encoding import EventEncoder
+from logbun_logging.event import decode_event
+from logbun_logging.options import LimitOptions
+from logbun_logging.redaction import Redactor
+from logbun_logging.stats import Counters
+from logbun_logging.values import clean_tenant_id, clean_text, cut_text
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Whole(int):
+    pass
+
+
+class Hostile:
+    def __str__(self):
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    label: str
+
+
+class Model:
+    def model_dump(self):
+        return {"name": "m"}
+
+
+class Array:
+    def tolist(self):
+        return [1, 2]
+
+
+def encode(metadata=None, limits=None, redact=None, context=None, counters=None, **fields):
+    encoder = EventEncoder(
+        limits or LimitOptions(), Redactor(redact) if redact else None, counters or Counters()
+    )
+    if metadata is not None:
+        fields["metadata"] = metadata
+    action = fields.pop("action", "a")
+    entry = encoder.encode(action, fields, fields.pop("extra", None), context or {}, time.time())
+    event = decode_event(entry.payload)
+    assert entry.tenant_id == event.tenant_id
+    return event
+
+
+NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
+ID = uuid.UUID(int=7)
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        (NOW, "2026-01-02T03:04:05.000006Z"),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        (ID, str(ID)),
+        (decimal.Decimal("1.50"), "1.50"),
+        (Colour.RED, "red"),
+        (b"\xff", "/w=="),
+        (Point(1, "p"), {"x": 1, "label": "p"}),
+        (pathlib.PurePosixPath("/a/b"), "/a/b"),
+        (ValueError("bad"), "ValueError: bad"),
+        (Text("text"), "text"),
+        (Whole(5), 5),
+        (float("nan"), None),
+        (float("inf"), None),
+        (2**70, 2**70),
+        (10**5000, hex(10**5000)),
+        ("a\0b", "a\u2400b"),
+        ("\ud800x", "\ufffdx"),
+        ("\ud83d\ude00", "\U0001f600"),
+        (Model(), {"name": "m"}),
+        (Array(), [1, 2]),
+        ((1, (2, "x")), [1, [2, "x"]]),
+        ({None: 1, True: 2, (1, 2): 3}, {"null": 1, "true": 2, "(1, 2)": 3}),
+        (Hostile(), "<unprintable Hostile>"),
+        (range(2), [0, 1]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_that_json_cannot_hold_has_a_defined_form(value, form):
+    assert encode({"v": value}, limits=LimitOptions(max_string_bytes=64_000)).metadata == {
+        "v": form
+    }
+
+
+def test_a_set_becomes_an_array():
+    assert sorted(encode({"v": {3, 1, 2}}).metadata["v"]) == [1, 2, 3]
+
+
+def test_a_cycle_is_cut_where_it_closes():
+    cyclic = {"name": "x"}
+    cyclic["self"] = cyclic
+    assert encode(cyclic).metadata == {"name": "x", "self": "[CIRCULAR]"}
+
+
+def test_nesting_is_cut_at_a_depth():
+    deep = current = {}
+    for _ in range(2000):
+        current["d"] = {}
+        current = current["d"]
+    text = str(encode(deep).metadata)
+    assert "[TOO DEEP]" in text or text.count("{") == 2001
+
+
+def test_keys_that_become_equal_are_all_kept():
+    assert set(encode({"v": {"1": "a", 1: "b", None: "c"}}).metadata["v"].values()) == {
+        "a",
+        "b",
+        "c",
+    }
+
+
+@pytest.mark.parametrize("given_value", [[1], "text", 5, Point(1, "p")])
+def test_what_is_no_object_is_wrapped(given_value):
+    event = encode(new_values=given_value)
+    assert isinstance(event.new_values, dict)
+    assert event.new_values in ({"value": given_value}, {"x": 1, "label": "p"})
+
+
+def test_ids_that_are_no_strings_become_text():
+    event = encode(actor_id=42, entity_id=0, tenant_id=ID, request_id=Colour.RED)
+    assert (event.actor_id, event.entity_id, event.tenant_id) == ("42", "0", str(ID))
+
+
+def test_an_empty_tenant_or_actor_is_none():
+    event = encode(tenant_id="", actor_id="")
+    assert (event.tenant_id, event.actor_id) == (None, "unknown")
+
+
+def test_an_actor_that_nobody_names_is_counted():
+    counters = Counters()
+    encode(counters=counters)
+    assert counters["unknown_actor"] == 1
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(
+        st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8), inner,
+        max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"],
+       exclude_characters="\0"), max_size=8), json_values, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_plain_json_comes_back_as_it_went_in_on_either_path(value):
+    # A NUL elsewhere sends the whole event the slow way.
+    assert encode(value).metadata == encode(value, action="x\0").metadata == value
+
+
+hostile_values = st.recursive(
+    st.none()
+    | st.floats()
+    | st.text()
+    | st.binary(max_size=8)
+    | st.dates()
+    | st.uuids()
+    | st.builds(Hostile)
+    | st.builds(object)
+    | st.integers(min_value=-(2**80), max_value=2**80),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.tuples(inner, inner)
+    | st.dictionaries(st.none() | st.integers() | st.text() | st.binary(max_size=3), inner),
+    max_leaves=10,
+)
+
+
+@given(hostile_values, hostile_values, hostile_values)
+@settings(max_examples=300, deadline=None)
+def test_no_value_whatever_keeps_an_event_from_being_encoded(action, entity, metadata):
+    event = encode(metadata, action=action, entity_id=entity)
+    msgspec.json.encode(event)
+    assert "\0" not in event.action
+
+
+@given(st.text(min_size=1), st.integers(min_value=64, max_value=400))
+def test_a_cut_text_fits_and_is_marked(text, limit):
+    text = clean_text(text) * 20
+    cut = cut_text(text, limit)
+    assert len(cut.encode()) <= limit
+    assert cut == text or (cut.endswith("bytes]") and text.startswith(cut.split("…[+")[0]))
+
+
+def test_a_long_string_is_cut_marked_and_counted():
+    counters = Counters()
+    event = encode({"v": "é" * 5000}, counters=counters)
+    assert len(event.metadata["v"].encode()) <= 2048
+    assert event.metadata["v"].endswith("bytes]")
+    assert counters["cut"] == 1
+
+
+def test_a_large_event_keeps_a_marked_preview():
+    counters = Counters()
+    large = {f"k{number}": "x" * 1000 for number in range(200)}
+    event = encode(new_values=large, metadata={"plan": "pro"}, counters=counters)
+    assert len(msgspec.json.encode(event)) <= 64_000
+    assert event.new_values["_truncated"] is True
+    assert event.new_values["_bytes"] > 200_000
+    assert event.metadata == {"plan": "pro"}
+    assert counters["cut"] == 1
+
+
+def test_too_many_items_are_counted_in_a_mark():
+    event = encode({"v": list(range(20_000))}, limits=LimitOptions(max_payload_bytes=16_000_000))
+    assert event.metadata["v"][-1] == "[+10000 items]"
+
+
+def test_tenants_that_have_to_be_cleaned_stay_distinct():
+    ids = ["a\0b", "a\u2400b", "x" * 3000, "x" * 3001, "A", "a", "\ud800", "\ufffd"]
+    cleaned = {clean_tenant_id(tenant, 2048) for tenant in ids}
+    assert len(cleaned) == len(ids)
+    assert all(len(tenant.encode()) <= 2048 for tenant in cleaned)
+
+
+def test_redaction_replaces_whole_names_at_any_depth():
+    secret = {"password": "p", "tokenizer": "t", "list": [{"Password": "q"}], "token": 1}
+    event = encode(secret, redact=["password", "token"], new_values={"a": {"token": "x"}})
+    assert event.metadata == {
+        "password": "[REDACTED]",
+        "tokenizer": "t",
+        "list": [{"Password": "[REDACTED]"}],
+        "token": "[REDACTED]",
+    }
+    assert event.new_values == {"a": {"token": "[REDACTED]"}}
+    assert secret["password"] == "p"
+
+
+def test_redaction_by_path_leaves_the_same_name_elsewhere():
+    event = encode({"card": {"number": "4111"}, "number": 1}, redact=["metadata.card.number"])
+    assert event.metadata == {"card": {"number": "[REDACTED]"}, "number": 1}
+
+
+def test_fields_themselves_can_be_redacted():
+    event = encode({"a": 1}, redact=["ip_address", "metadata"], ip_address="203.0.113.9")
+    assert (event.ip_address, event.metadata) == ("[REDACTED]", {"value": "[REDACTED]"})
+
+
+def test_context_supplies_what_the_call_does_not():
+    context = {"tenant_id": "t1", "ip_address": "203.0.113.9", "actor_id": "c"}
+    event = encode(context=context, actor_id="given")
+    assert (event.tenant_id, event.ip_address, event.actor_id) == ("t1", "203.0.113.9", "given")
+    assert encode(context=context, action="x\0").actor_id == "c"
+
+
+def test_unknown_names_join_the_metadata():
+    event = encode({"plan": "pro"}, extra={"colour": "red"})
+    assert event.metadata == {"plan": "pro", "colour": "red"}
