@@ -47,8 +47,8 @@ def user_id(request: Any) -> object:
 class AuditMiddleware:
     """Binds address, user agent, request id, tenant and actor for each request.
 
-    Put it after ``AuthenticationMiddleware`` and whatever else sets ``request.user``. The setting ``LOGBUN_AUDIT`` is a mapping, empty by
-    default, of these options:
+    Put it after ``AuthenticationMiddleware`` and whatever else sets ``request.user``. The setting
+    ``LOGBUN_AUDIT`` is a mapping, empty by default, of these options:
 
     - ``trusted_proxies``, ``forwarded_header``: see
       :class:`~logbun_logging.middleware.client_ip.ClientIPRule`. By default nobody is trusted.

@@ -483,7 +483,6 @@ def test_options_come_from_the_settings(browser, tenant, ann):
         ({"get_actor_id": 1}, "^get_actor_id="),
         ({"get_actor_id": async_tenant}, "^get_actor_id=.*not a coroutine function"),
     ],
-    ids=repr,
 )
 def test_a_bad_setting_is_refused_at_construction(options, message):
     from django.test import override_settings
