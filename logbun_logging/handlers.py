@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from logbun_logging.errors import ConfigurationError
-from logbun_logging.intake import make_intake, submit_unqueued
+from logbun_logging.intake import encode_record, make_intake, submit_unqueued
 from logbun_logging.queueing import RecordQueue
 from logbun_logging.record import AuditRecord
 from logbun_logging.reporting import LOGGER_NAME
@@ -309,6 +309,12 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
 
 def _submit_to_open(trail: AuditTrail, record: logging.LogRecord) -> None:
     """Submit a record to *trail* or, if that has ended, to the one that has its namespace now."""
-    if trail.pipeline.closing:
-        trail = trail.successor or trail
+    while trail.pipeline.closing:
+        entry = encode_record(trail.pipeline, record)
+        successor = trail.keep_late(entry)
+        if successor is None:
+            # Not under the registry's lock: who configures holds logging's own, and waits for it.
+            trail.pipeline.reporter.watch()
+            return
+        trail = successor
     submit_unqueued(trail.pipeline, record)

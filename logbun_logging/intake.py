@@ -21,9 +21,9 @@ from logbun_logging.encoding import CALL_FIELDS
 from logbun_logging.event import Entry
 from logbun_logging.pipeline import Pipeline
 from logbun_logging.record import PLAIN_ATTRIBUTES, AuditRecord, own_attributes
-from logbun_logging.values import safe_str
+from logbun_logging.values import cut_start, safe_str
 
-__all__ = ["make_intake", "submit_unqueued"]
+__all__ = ["encode_record", "make_intake", "submit_unqueued"]
 
 #: What every record has, whoever logged it, and what formatters leave in it.
 _STANDARD: Final = frozenset(
@@ -120,7 +120,8 @@ def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
             pipeline.counters.add("unknown_action")
     else:
         fields = vars(record)
-        extra = {**_unknown(fields, _KNOWN), **_traces(record)}
+        limit = pipeline.options.limits.max_string_bytes
+        extra = {**_unknown(fields, _KNOWN), **_traces(record, limit)}
         if record.args:
             action = _message(record)
     return pipeline.encoder.encode(action, fields, extra or None, current_context(), record.created)
@@ -137,15 +138,15 @@ def _message(record: logging.LogRecord) -> str:
         return safe_str(record.msg)
 
 
-def _traces(record: logging.LogRecord) -> dict[str, str]:
+def _traces(record: logging.LogRecord, limit: int) -> dict[str, str]:
     traces: dict[str, str] = {}
     with suppress(Exception):
         if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
             record.exc_text = _formatter.formatException(record.exc_info)
     if record.exc_text:
-        traces["exc_info"] = record.exc_text
+        traces["exc_info"] = cut_start(record.exc_text, limit)
     if record.stack_info:
-        traces["stack_info"] = record.stack_info
+        traces["stack_info"] = cut_start(record.stack_info, limit)
     return traces
 
 

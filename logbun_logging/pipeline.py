@@ -178,6 +178,7 @@ class Pipeline:
         )
         self.opened = threading.Event()
         self.bootstrap_error: Exception | None = None
+        self._late: list[Entry] = []
         self._spilled = False
         self._flush_failed_at: float | None = None
         self._next_bootstrap = 0.0
@@ -218,6 +219,23 @@ class Pipeline:
         self.wal.acknowledge([entry])
         self.counters.add("lost")
         return GONE
+
+    def keep_late(self, entry: Entry) -> None:
+        """Keep an event that came after the end for the namespace's next trail.
+
+        It counts as lost until that takes it.
+        """
+        self.counters.add("accepted")
+        self.counters.add("lost")
+        if len(self._late) < self.options.limits.max_total_queued:
+            self._late.append(entry)
+
+    def take_late(self) -> list[Entry]:
+        """Return what came after the end; the next trail counts it."""
+        late, self._late = self._late, []
+        self.counters.add("accepted", -len(late))
+        self.counters.add("lost", -len(late))
+        return late
 
     # ── the listener ──
 

@@ -23,7 +23,7 @@ from logbun_logging.errors import (
     PruneError,
     TenantRequiredError,
 )
-from logbun_logging.event import AuditEvent
+from logbun_logging.event import AuditEvent, Entry
 from logbun_logging.options import TrailOptions, parse_options
 from logbun_logging.pipeline import Pipeline
 from logbun_logging.query import (
@@ -46,6 +46,7 @@ __all__ = ["AuditTrail", "get_trail"]
 T = TypeVar("T")
 
 _trails: dict[str, AuditTrail] = {}
+_ended: dict[str, AuditTrail] = {}  # the last one, for what still comes to it
 _registry_lock = threading.RLock()
 
 
@@ -92,6 +93,12 @@ class AuditTrail:
             _trails[self.options.namespace] = self
         if before is not None:
             before.shutdown()
+        with _registry_lock:
+            ended = _ended.pop(self.options.namespace, None)
+            late = ended.pipeline.take_late() if ended is not None else []
+        for entry in late:
+            if self._pipeline.submit(entry).queue:
+                self._pipeline.buffer([entry])
 
     def __repr__(self) -> str:
         return f"AuditTrail(namespace={self.options.namespace!r}, mode={self.options.mode!r})"
@@ -117,6 +124,14 @@ class AuditTrail:
         """The trail that has taken over this one's namespace, if there is one."""
         found = _trails.get(self.options.namespace)
         return None if found is self else found
+
+    def keep_late(self, entry: Entry) -> AuditTrail | None:
+        """Keep an event that came after the end; or return the trail that takes it at once."""
+        with _registry_lock:
+            successor = self.successor
+            if successor is None:
+                self._pipeline.keep_late(entry)
+            return successor
 
     @property
     def handler(self) -> AuditQueueHandler:
@@ -279,6 +294,7 @@ class AuditTrail:
         with _registry_lock:
             if _trails.get(self.options.namespace) is self:
                 del _trails[self.options.namespace]
+                _ended[self.options.namespace] = self
         return delivered
 
     def run_maintenance(self) -> bool:

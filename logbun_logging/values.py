@@ -16,7 +16,15 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["REDACTED", "Normalizer", "clean_tenant_id", "clean_text", "cut_text", "safe_str"]
+__all__ = [
+    "REDACTED",
+    "Normalizer",
+    "clean_tenant_id",
+    "clean_text",
+    "cut_start",
+    "cut_text",
+    "safe_str",
+]
 
 #: What a redacted value is replaced by.
 REDACTED: Final = "[REDACTED]"
@@ -64,6 +72,16 @@ def cut_text(text: str, limit: int) -> str:
     mark = f"…[+{len(data) - limit + len(mark.encode())} bytes]"
     room = max(0, limit - len(mark.encode()))
     return data[:room].decode(errors="ignore") + mark
+
+
+def cut_start(text: str, limit: int) -> str:
+    """Cut *text* as :func:`cut_text` does, but keep its end: where a traceback says what it was."""
+    data = text.encode(errors="replace")
+    if len(data) <= limit:
+        return text
+    mark = f"[+{len(data)} bytes]…"
+    room = max(0, limit - len(mark.encode()))
+    return mark + data[len(data) - room :].decode(errors="ignore")
 
 
 def clean_tenant_id(tenant_id: str, limit: int) -> str:
