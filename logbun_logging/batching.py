@@ -196,6 +196,13 @@ class Buffers:
             if self._flushing:
                 self._queue_all(now)
 
+    def discard(self, entries: Sequence[Entry]) -> None:
+        """Forget admitted entries that are not to be delivered."""
+        with self._lock:
+            for entry in entries:
+                self.settle(self._lanes[entry.tenant_id], [entry], free=False)
+            self.admitted -= len(entries)
+
     def _age(self, lane: Lane) -> None:
         if not lane.aging:
             lane.aging = True

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from logbun_logging.errors import ConfigurationError
+from logbun_logging.event import Entry
 from logbun_logging.intake import encode_record, make_intake, submit_unqueued
 from logbun_logging.queueing import RecordQueue
 from logbun_logging.record import AuditRecord
@@ -59,11 +60,17 @@ class BatchingAuditHandler(logging.Handler):
             return
         _submit_to_open(self.trail, record)
 
-    def emit_all(self, records: list[AuditRecord]) -> None:
-        """Buffer the events of queued records; the same as ``handle`` for each, at once."""
-        if self.filters:
-            records = [record for record in records if self.filter(record)]
-        self.trail.pipeline.buffer([record.entry for record in records if record.entry])
+    def emit_all(self, records: list[AuditRecord], level: int = logging.NOTSET) -> None:
+        """Buffer the events of queued records that pass *level* and the filters."""
+        passed: list[Entry] = []
+        kept_back: list[Entry] = []
+        for record in records:
+            if record.entry is not None:
+                fits = record.levelno >= level and (not self.filters or self.filter(record))
+                (passed if fits else kept_back).append(record.entry)
+        self.trail.pipeline.buffer(passed)
+        if kept_back:
+            self.trail.pipeline.discard(kept_back)
 
     def flush(self) -> None:
         """Deliver everything logged so far, within ``flush_timeout``."""
@@ -160,19 +167,16 @@ class AuditQueueListener(logging.handlers.QueueListener):
         if not records:
             return
         for handler in self.handlers:
+            level = handler.level if self.respect_handler_level else logging.NOTSET
             if isinstance(handler, BatchingAuditHandler):
-                handler.emit_all(self._for_handler(handler, records))
+                handler.emit_all(records, level)
                 continue
-            for record in self._for_handler(handler, records):
+            for record in records:
                 try:
-                    handler.handle(record)
+                    if record.levelno >= level:
+                        handler.handle(record)
                 except Exception:
                     handler.handleError(record)
-
-    def _for_handler(self, handler: logging.Handler, records: list[Any]) -> list[Any]:
-        if not self.respect_handler_level:
-            return records
-        return [record for record in records if record.levelno >= handler.level]
 
 
 class AuditQueueHandler(logging.handlers.QueueHandler):

@@ -243,6 +243,11 @@ class Pipeline:
         """Hand queued events over to the flush workers."""
         self.buffers.put(entries)
 
+    def discard(self, entries: Sequence[Entry]) -> None:
+        """Let go of queued events that a level or filter behind the queue keeps back."""
+        self.wal.acknowledge(entries)
+        self.buffers.discard(entries)
+
     def tend(self) -> None:
         """Wake the WAL's keeper, spill, report: what the listener does between batches."""
         if self.durable:

@@ -369,3 +369,19 @@ def test_a_trail_answers_to_its_namespace(make_trail):
     assert isinstance(trail, AuditTrail)
     with pytest.raises(LookupError, match="other"):
         logbun_logging.get_trail("other")
+
+
+def test_what_a_level_behind_the_queue_keeps_back_holds_nothing_up(make_trail, make_logger):
+    trail = make_trail(mode="durable")
+    batching = BatchingAuditHandler(trail=trail)
+    batching.setLevel(logging.WARNING)
+    handler = logbun_logging.AuditQueueHandler()
+    handler.listener = AuditQueueListener(handler.queue, batching, respect_handler_level=True)
+    log = make_logger(handler)
+    log.info("low")
+    log.warning("high")
+    batching.addFilter(lambda record: record.getMessage() != "filtered")
+    log.warning("filtered")
+    assert actions("test") == ["high"]
+    assert trail.stats()["queued"] == 0
+    assert trail.stats()["accepted"] == 1
