@@ -1,0 +1,285 @@
+"""The write-ahead log: what it wrote, it finds again, whatever happened to the file."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import threading
+
+import pytest
+
+from logbun_logging.event import AuditEvent, Entry, encode_event, new_event_id, utc_now
+from logbun_logging.options import WalOptions
+from logbun_logging.wal import WalWriter, adopt_abandoned
+from logbun_logging.wal.codec import encode_line, read_records
+from tests.fakes import wait_until
+
+
+def entry(number, size=20):
+    event = AuditEvent(
+        new_event_id(), utc_now(), f"a{number}", tenant_id="t", metadata={"v": 1, "pad": "x" * size}
+    )
+    return Entry("t", encode_event(event))
+
+
+@pytest.fixture
+def make_wal(tmp_path):
+    made = []
+
+    def make(fsync="interval", folder=None, **options):
+        failures = []
+        wal = WalWriter(
+            folder or tmp_path / "wal", fsync, WalOptions(**options), lambda *f: failures.append(f)
+        )
+        wal.failures = failures
+        wal.open()
+        made.append(wal)
+        return wal
+
+    yield make
+    for wal in made:
+        wal.close()
+
+
+def recover(folder):
+    """Adopt everything that is abandoned; return payloads and damaged counts."""
+    payloads, damaged = [], []
+    for log in adopt_abandoned(folder, None):
+        for found in log.entries(lambda path, count: damaged.append((path, count))):
+            payloads.append(found.payload)
+            found.segment.pending.pop(found)
+        assert log.release()
+    return payloads, damaged
+
+
+def records(data):
+    return list(read_records(io.BytesIO(data)))
+
+
+def whole(data):
+    return [payload for payload, good in records(data) if good]
+
+
+def test_a_file_cut_at_any_byte_keeps_every_record_before_the_cut():
+    payloads = [entry(number).payload for number in range(6)]
+    data = b"".join(map(encode_line, payloads))
+    ends = [len(b"".join(map(encode_line, payloads[: n + 1]))) for n in range(6)]
+    for cut in range(len(data) + 1):
+        complete = sum(end <= cut for end in ends)
+        assert whole(data[:cut])[:complete] == payloads[:complete]
+        assert len(whole(data[:cut])) <= complete + 1  # the last newline may be missing
+
+
+def test_ten_thousand_flipped_bytes_never_cost_another_record():
+    rng = random.Random(7)
+    payloads = [entry(number).payload for number in range(6)]
+    lines = [encode_line(payload) for payload in payloads]
+    owner = [number for number, line in enumerate(lines) for _ in line]
+    data = b"".join(lines)
+    for _ in range(10_000):
+        at = rng.randrange(len(data))
+        flipped = bytearray(data)
+        flipped[at] ^= rng.randrange(1, 256)
+        found = whole(bytes(flipped))
+        others = [payload for n, payload in enumerate(payloads) if n != owner[at]]
+        assert [payload for payload in found if payload != payloads[owner[at]]] == others
+
+
+def test_a_torn_record_does_not_swallow_the_one_behind_it():
+    one, two = entry(1).payload, entry(2).payload
+    assert records(encode_line(one)[:40] + encode_line(two)) == [
+        (encode_line(one)[:40], False),
+        (two, True),
+    ]
+
+
+def test_an_event_cannot_pretend_to_be_a_record():
+    inner = encode_line(entry(1).payload).decode()
+    event = AuditEvent(new_event_id(), utc_now(), inner, metadata={"v": 1, "crc": "00000000"})
+    torn = encode_line(encode_event(event))[:-9] + b"\n"
+    assert whole(torn) == []
+
+
+def test_an_unknown_version_is_set_aside():
+    line = encode_line(entry(1).payload).replace(b'{"v": 1', b'{"v": 2')
+    assert records(line) == [(line, False)]
+
+
+def test_a_dead_process_s_records_come_back_in_order(make_wal, tmp_path):
+    wal = make_wal(segment_bytes=4096)
+    entries = [entry(number) for number in range(100)]
+    for number, found in enumerate(entries):
+        assert wal.append(found)
+        if number % 10 == 0:
+            wal.tidy()
+    assert wal.usage()[0] > 3
+    wal.abandon()  # what the kernel does when the process dies
+    wal._instance = None
+    wal._segments = []
+    payloads, damaged = recover(tmp_path / "wal")
+    assert payloads == [found.payload for found in entries]
+    assert damaged == []
+    assert list((tmp_path / "wal").iterdir()) == []
+
+
+def test_a_live_process_s_folder_is_nobody_else_s(make_wal, tmp_path):
+    wal = make_wal()
+    wal.append(entry(1))
+    assert recover(tmp_path / "wal") == ([], [])
+
+
+def test_damage_is_set_aside_and_reported(make_wal, tmp_path):
+    wal = make_wal()
+    for number in range(3):
+        wal.append(entry(number))
+    path = next((tmp_path / "wal").glob("*/current.aof"))
+    wal.abandon()
+    wal._instance, wal._segments = None, []
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    payloads, ((corrupt, count),) = recover(tmp_path / "wal")
+    assert len(payloads) == 2
+    assert count == 1
+    assert corrupt.read_bytes().strip() in data
+
+
+def test_acknowledged_segments_go_and_others_stay(make_wal, tmp_path):
+    wal = make_wal(segment_bytes=4096)
+    first = [entry(number, 300) for number in range(20)]
+    for found in first:
+        wal.append(found)
+    wal.tidy()
+    second = [entry(number, 300) for number in range(20)]
+    for found in second:
+        wal.append(found)
+    wal.tidy()
+    wal.acknowledge(second)
+    wal.acknowledge(first[1:])
+    wal.tidy()
+    assert len(list((tmp_path / "wal").glob("*/seg-*.aof"))) == 1
+    wal.acknowledge(first)
+    wal.tidy()
+    assert list((tmp_path / "wal").glob("*/seg-*.aof")) == []
+
+
+def test_a_clean_end_leaves_nothing(make_wal, tmp_path):
+    wal = make_wal()
+    found = entry(1)
+    wal.append(found)
+    wal.acknowledge([found])
+    wal.close()
+    assert list((tmp_path / "wal").iterdir()) == []
+
+
+def test_appends_of_many_threads_while_segments_change_are_all_there(make_wal, tmp_path):
+    wal = make_wal(segment_bytes=4096)
+    entries = [[entry(n) for n in range(500)] for _ in range(4)]
+    wal.poke()
+
+    def work(mine):
+        for found in mine:
+            assert wal.append(found)
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in entries]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        wal.tidy()
+    wal.close()
+    payloads, damaged = recover(tmp_path / "wal")
+    assert sorted(payloads) == sorted(found.payload for mine in entries for found in mine)
+    assert damaged == []
+
+
+def test_a_file_that_cannot_be_written_is_left_and_its_entries_are_written_again(
+    make_wal, tmp_path
+):
+    wal = make_wal("never")
+    good = entry(1)
+    assert wal.append(good)
+    os.close(wal._current.descriptor)
+    wal._current.descriptor = os.open("/dev/full", os.O_WRONLY)
+    bad, after = entry(2), entry(3)
+    assert not wal.append(bad)
+    assert not wal.append(after)
+    wal.tidy()
+    assert wal.append(entry(4))
+    assert [type(error).__name__ for error, _ in wal.failures] == ["OSError"]
+    assert wal.failures[0][1] == 2
+    wal.close()
+    payloads, _ = recover(tmp_path / "wal")
+    assert {good.payload, bad.payload, after.payload} <= set(payloads)
+
+
+def test_a_read_only_folder_is_survived_and_healed(make_wal, tmp_path):
+    folder = tmp_path / "closed"
+    folder.write_text("a file where the folder should be")
+    wal = make_wal(folder=folder)
+    waiting = entry(1)
+    assert not wal.append(waiting)
+    assert wal.failures
+    folder.unlink()
+    wal.tidy()
+    assert wal.append(entry(2))
+    assert wal.keeps(waiting)
+
+
+def test_a_failed_sync_is_not_tried_again_on_the_same_file(make_wal, monkeypatch):
+    wal = make_wal("always")
+    found = entry(1)
+    wal.append(found)
+    before = wal._current
+    real, failed = os.fdatasync, []
+
+    def fdatasync(descriptor):
+        if descriptor == before.descriptor and not failed:
+            failed.append(descriptor)
+            raise OSError(5, "EIO")
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    assert wal.commit()
+    assert wal._current is not before
+    assert found in wal._current.pending
+    assert found.segment is wal._current
+
+
+def test_concurrent_commits_share_syncs(make_wal, monkeypatch):
+    wal = make_wal("always")
+    real, calls = os.fdatasync, []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (calls.append(fd), real(fd))[1])
+
+    def work():
+        for number in range(25):
+            wal.append(entry(number))
+            assert wal.commit()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) < 8 * 25
+
+
+def test_who_must_not_block_is_called_back(make_wal):
+    wal = make_wal("always")
+    wal.poke()
+    outcomes = []
+    wal.append(entry(1))
+    wal.notify(outcomes.append)
+    assert wait_until(lambda: outcomes == [True])
+
+
+def test_parked_records_are_read_back(make_wal):
+    wal = make_wal()
+    found = entry(1)
+    wal.append(found)
+    assert wal.park(found)
+    assert wal.has_parked()
+    (segment,) = wal.take_parked()
+    assert segment.parked == 1
+    assert not segment.finished
+    assert not wal.park(entry(2))
