@@ -308,7 +308,7 @@ class DeadLetterQueue:
         try:
             with os.scandir(self._folder) as found:
                 entries = list(found)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         for entry in entries:
             name, state = _split(entry.name)

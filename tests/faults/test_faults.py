@@ -1,0 +1,355 @@
+"""The rows of the failure table, each caused for real."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import logbun_logging
+from logbun_logging import ALL_TENANTS, AuditLogger, NotReadyError
+from tests.fakes import MemoryAdapter, SharedMemoryAdapter, wait_until
+from tests.faults.kill_loop import run
+
+QUICK = {"base_delay": 0.01, "scan_interval": 60.0, "first_scan": 60.0}
+
+
+def audit_for(trail, make_logger):
+    return AuditLogger(make_logger(trail.handler))
+
+
+def test_kill_minus_nine_loses_and_doubles_nothing(tmp_path):
+    acknowledged, lost, doubled = run(8, tmp_path, random.Random(3))
+    assert acknowledged > 100
+    assert (lost, doubled) == (0, 0)
+
+
+@pytest.mark.parametrize("adapter_class", [MemoryAdapter, SharedMemoryAdapter])
+@pytest.mark.parametrize("mode", ["volatile", "durable"])
+def test_a_database_that_is_down_sends_batches_to_the_dlq_and_gets_them_back(
+    make_trail, make_logger, adapter_class, mode
+):
+    adapter = adapter_class()
+    happened = []
+    trail = make_trail(
+        adapter=adapter, mode=mode, retry=QUICK, on_event=lambda name, _: happened.append(name)
+    )
+    audit = audit_for(trail, make_logger)
+    adapter.down = True
+    for number in range(30):
+        audit.fire("a", tenant_id=f"t{number % 3}", entity_id=str(number))
+    assert trail.flush(20)
+    stats = trail.stats()
+    assert stats["dead_lettered"] == 30
+    assert stats["dlq"]["pending_events"] == 30
+    assert {"insert_failed", "dead_lettered"} <= set(happened)
+    with pytest.raises(NotReadyError):
+        trail.query(tenant_id="t1")
+    adapter.down = False
+    assert wait_until(lambda: trail.run_maintenance() and len(adapter.events) == 30, 20)
+    assert trail.stats()["redelivered"] == 30
+    assert trail.stats()["dlq"]["pending"] == 0
+
+
+def test_an_outage_is_never_held_against_a_batch(make_trail, make_logger):
+    adapter = MemoryAdapter()
+    trail = make_trail(adapter=adapter, retry={**QUICK, "max_retries": 0, "max_scan_attempts": 2})
+    adapter.down = True
+    audit_for(trail, make_logger).fire("a")
+    assert trail.flush(20)
+    for _ in range(5):
+        trail.run_maintenance()
+    ((file),) = trail.dlq.list()
+    assert (file.state, file.envelope.attempts) == ("pending", 0)
+
+
+@pytest.mark.parametrize("error", [logbun_logging.RejectedEventsError, RuntimeError])
+def test_a_poison_row_costs_nobody_else_and_ends_up_dead(make_trail, make_logger, error):
+    adapter = MemoryAdapter(error)
+    adapter.poison = "poison"
+    trail = make_trail(adapter=adapter, retry={**QUICK, "max_scan_attempts": 3})
+    audit = audit_for(trail, make_logger)
+    for number in range(100):
+        audit.fire("poison" if number == 61 else "good", tenant_id="t")
+    assert trail.flush(20)
+    assert len(adapter.events) == 99
+    assert trail.stats()["dlq"]["pending_events"] == 1
+    for _ in range(3):
+        trail.run_maintenance()
+    assert trail.stats()["dlq"]["dead_events"] == 1
+    assert trail.stats()["poisoned"] == 1
+    (file,) = trail.dlq.list("dead")
+    assert "poison" in file.envelope.reason
+    adapter.poison = None
+    assert trail.dlq.requeue(file.name)
+    trail.run_maintenance()
+    assert len(adapter.events) == 100
+
+
+def test_attempts_survive_a_restart(make_trail, make_logger):
+    adapter = MemoryAdapter()
+    adapter.poison = "poison"
+    options = {"adapter": adapter, "retry": {**QUICK, "max_retries": 0, "max_scan_attempts": 3}}
+    trail = make_trail(**options)
+    audit_for(trail, make_logger).fire("poison")
+    for _ in range(3):
+        assert trail.flush(20)
+        trail.run_maintenance()
+        trail = make_trail(**options)
+    assert trail.stats()["dlq"]["dead"] == 1
+
+
+def test_a_hanging_database_never_makes_the_caller_wait_and_memory_stays_bounded(
+    make_trail, make_logger
+):
+    adapter = SharedMemoryAdapter()
+    adapter.gate.clear()
+    trail = make_trail(adapter=adapter, mode="durable", batching={"max_queue_size": 100})
+    audit = audit_for(trail, make_logger)
+    for number in range(5_000):
+        audit.fire("a", tenant_id="noisy", entity_id=str(number))
+    audit.fire("b", tenant_id="quiet")
+    assert wait_until(lambda: trail.stats()["spilled"] > 0, 20)
+    assert wait_until(lambda: trail.stats()["queued_by_tenant"].get("noisy", 0) <= 5_000, 20)
+    assert not any(
+        file.envelope.tenant_id == "quiet" for file in trail.dlq.list() if file.envelope
+    )
+    adapter.gate.set()
+    assert wait_until(
+        lambda: trail.flush(5) and trail.run_maintenance() and len(adapter.events) == 5_001, 30
+    )
+
+
+def test_dropping_is_counted_and_reported(make_trail, make_logger):
+    adapter = SharedMemoryAdapter()
+    adapter.gate.clear()
+    happened = []
+    trail = make_trail(
+        adapter=adapter,
+        batching={"max_queue_size": 10, "on_queue_full": "drop"},
+        on_event=lambda name, details: happened.append((name, details.get("events"))),
+    )
+    audit = audit_for(trail, make_logger)
+    fired = 0
+
+    def fire_until_dropped():
+        nonlocal fired
+        fired += 1
+        audit.fire("a", tenant_id="t")
+        return trail.stats()["dropped"] > 0
+
+    assert wait_until(fire_until_dropped, 30)
+    adapter.gate.set()
+    assert trail.flush(20)
+    stats = trail.stats()
+    assert stats["accepted"] == fired == len(adapter.events) + stats["dropped"]
+    assert wait_until(lambda: sum(n for name, n in happened if name == "dropped") > 0)
+
+
+def test_blocking_waits_and_then_spills(make_trail, make_logger):
+    adapter = SharedMemoryAdapter()
+    adapter.gate.clear()
+    trail = make_trail(
+        adapter=adapter,
+        batching={"max_queue_size": 5, "on_queue_full": "block", "block_timeout": 0.05},
+    )
+    audit = audit_for(trail, make_logger)
+    for _ in range(10):
+        audit.fire("a", tenant_id="t")
+    assert wait_until(lambda: trail.stats()["spilled"] > 0, 20)
+    adapter.gate.set()
+    assert wait_until(lambda: trail.run_maintenance() and len(adapter.events) == 10, 20)
+
+
+def test_more_than_fits_into_memory_waits_in_the_wal(make_trail, make_logger):
+    adapter = SharedMemoryAdapter()
+    adapter.gate.clear()
+    trail = make_trail(
+        adapter=adapter,
+        mode="durable",
+        batching={"max_queue_size": 100_000},
+        limits={"max_total_queued": 50},
+    )
+    audit = audit_for(trail, make_logger)
+    for number in range(1_000):
+        audit.fire("a", tenant_id=f"t{number % 7}", entity_id=str(number))
+    stats = trail.stats()
+    assert stats["queued"] <= 50
+    assert stats["parked"] >= 950
+    adapter.gate.set()
+    assert trail.flush(30)
+    assert len({event.entity_id for event in adapter.events.values()}) == 1_000
+    assert trail.stats()["lost"] == 0
+
+
+def test_a_burst_on_a_healthy_database_spills_nothing(make_trail, make_logger):
+    trail = make_trail(mode="durable", batching={"max_queue_size": 100})
+    audit = audit_for(trail, make_logger)
+    for number in range(5_000):
+        audit.fire("a", tenant_id="t", entity_id=str(number))
+    assert trail.flush(30)
+    stats = trail.stats()
+    assert (stats["spilled"], stats["dead_lettered"]) == (0, 0)
+    assert sum(1 for _ in trail.iter(tenant_id="t")) == 5_000
+
+
+@pytest.mark.parametrize("mode", ["volatile", "durable"])
+def test_shutdown_keeps_its_time_and_nothing_is_lost(make_trail, make_logger, mode):
+    adapter = SharedMemoryAdapter()
+    adapter.gate.clear()
+    trail = make_trail(adapter=adapter, mode=mode)
+    audit = audit_for(trail, make_logger)
+    for _ in range(10):
+        audit.fire("a", tenant_id="t")
+    assert not trail.shutdown(timeout=0.5)
+    assert trail.shutdown(timeout=1)
+    kept = {event.id for file in trail.dlq.list() for event in trail.dlq.show(file.name)}
+    if mode == "volatile":
+        assert len(kept) == 10
+    adapter.gate.set()
+    again = make_trail(adapter=adapter, mode=mode)
+    assert again.ready()
+    assert wait_until(
+        lambda: again.flush(5) and again.run_maintenance() and len(adapter.events) == 10, 20
+    )
+
+
+def test_a_database_and_a_dlq_that_both_fail_leave_events_to_the_wal(
+    make_trail, make_logger, tmp_path
+):
+    adapter = SharedMemoryAdapter()
+    adapter.down = True
+    trail = make_trail(adapter=adapter, mode="durable", retry={**QUICK, "max_retries": 0})
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    (tmp_path / "data" / "test" / "dlq").write_text("a file where the folder should be")
+    audit = audit_for(trail, make_logger)
+    for number in range(20):
+        audit.fire("a", tenant_id="t", entity_id=str(number))
+    assert wait_until(lambda: trail.stats()["parked"] == 20, 20)
+    assert trail.stats()["lost"] == 0
+    adapter.down = False
+    (tmp_path / "data" / "test" / "dlq").unlink()
+    assert wait_until(lambda: len(adapter.events) == 20, 30)
+
+
+def test_a_forked_child_delivers_its_own_and_leaves_the_parent_s(make_trail, make_logger):
+    trail = make_trail(mode="durable")
+    audit = audit_for(trail, make_logger)
+    stop = threading.Event()
+    counts = [0, 0]
+
+    def work(number):
+        while not stop.wait(0.0005):
+            audit.fire("parent", tenant_id="t", entity_id=f"{number}-{counts[number]}")
+            counts[number] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    children = []
+    for child in range(5):
+        pid = os.fork()
+        if pid == 0:
+            for number in range(50):
+                audit.fire("child", tenant_id="t", entity_id=f"{child}-{number}")
+            os._exit(0 if trail.shutdown(20) else 1)
+        children.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert codes == [0] * 5
+    assert trail.flush(20)
+    found = [(event.action, event.entity_id) for event in trail.iter(tenant_id="t")]
+    assert len(found) == len(set(found)) == 250 + sum(counts)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_child_of_multiprocessing_delivers_before_it_ends(make_trail, make_logger, method, tmp_path):
+    trail = make_trail()
+    audit = audit_for(trail, make_logger)
+    audit.fire("parent")
+    context = multiprocessing.get_context(method)
+    target = _fire_here if method == "fork" else _fire_there
+    arguments = (audit,) if method == "fork" else (str(tmp_path),)
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    assert trail.flush(20)
+    assert {event.action for event in trail.iter()} == {"parent", "child"}
+
+
+def _fire_here(audit):
+    audit.fire("child")
+
+
+def _fire_there(folder):
+    trail = logbun_logging.AuditTrail(
+        namespace="test", data_dir=f"{folder}/data", adapter=f"sqlite:///{folder}/audit.db"
+    )
+    logger = logging.getLogger("spawned")
+    logger.addHandler(trail.handler)
+    AuditLogger(logger, level=logging.WARNING).fire("child")
+
+
+def script(tmp_path, body, *, wait=True):
+    """Run a program of its own that has a trail and a logger."""
+    code = f"""
+import logging, os, signal, sys, threading
+import logbun_logging
+from logbun_logging import AuditTrail
+trail = AuditTrail(namespace="test", data_dir={str(tmp_path / "data")!r}, mode=sys.argv[1],
+                   adapter="sqlite:///{tmp_path}/audit.db")
+log = logging.getLogger("audit"); log.setLevel(logging.INFO); log.addHandler(trail.handler)
+{body}
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "volatile"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    if wait:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err.decode()
+        assert err == b"", err.decode()
+        return out
+    return process
+
+
+def rows(make_trail):
+    return [event.action for event in make_trail().iter(tenant_id=ALL_TENANTS)][::-1]
+
+
+def test_a_program_that_just_ends_has_delivered_everything(tmp_path, make_trail):
+    script(tmp_path, "for n in range(500): log.info('a')")
+    assert rows(make_trail) == ["a"] * 500
+
+
+def test_a_first_call_at_the_very_end_is_delivered(tmp_path, make_trail):
+    script(tmp_path, "import atexit; atexit.register(log.info, 'at exit')")
+    assert rows(make_trail) == ["at exit"]
+
+
+def test_a_program_that_dies_of_an_exception_has_delivered_everything(tmp_path, make_trail):
+    script(tmp_path, "log.info('a')\nsys.exit(0)")
+    assert rows(make_trail) == ["a"]
+
+
+def test_a_plain_script_ends_in_order_on_sigterm(tmp_path, make_trail):
+    process = script(
+        tmp_path,
+        "logbun_logging.shutdown_on_signals()\n"
+        "log.info('a'); print('ready', flush=True); threading.Event().wait()",
+        wait=False,
+    )
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert rows(make_trail) == ["a"]
