@@ -1,0 +1,361 @@
+"""Queries, options, life, and the promises at volume."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+import logbun_logging
+from logbun_logging import (
+    ALL_TENANTS,
+    AuditLogger,
+    AuditTrail,
+    ConfigurationError,
+    NotReadyError,
+    QueryError,
+    TenantRequiredError,
+)
+from logbun_logging.adapters import sql
+from logbun_logging.adapters.sqlite import SQLiteAdapter
+from logbun_logging.event import AuditEvent, decode_event, new_event_id, utc_timestamp
+from logbun_logging.query import Pagination, make_filters
+from tests.fakes import MemoryAdapter, wait_until
+
+BASE = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def stored(number, **fields):
+    moment = BASE + timedelta(seconds=number)
+    fields.setdefault("tenant_id", "t")
+    fields.setdefault("action", f"{('course', 'user')[number % 2]}.{('a', 'b', 'c')[number % 3]}")
+    fields.setdefault("actor_id", f"u{number % 4}")
+    fields.setdefault("entity_type", ("course", "user")[number % 2])
+    fields.setdefault("entity_id", str(number % 5))
+    fields.setdefault("outcome", ("success", None)[number % 2])
+    fields.setdefault("request_id", f"r{number}" if number % 10 == 0 else None)
+    return AuditEvent(new_event_id(), utc_timestamp(moment.timestamp()), **fields)
+
+
+@pytest.fixture
+def filled(make_trail, tmp_path):
+    events = [stored(number) for number in range(200)] + [
+        stored(number, tenant_id=tenant) for number, tenant in enumerate(["other", None] * 20)
+    ]
+    random.Random(1).shuffle(events)
+    adapter = SQLiteAdapter(tmp_path / "audit.db")
+    adapter.init()
+    adapter.bulk_insert(None, events)
+    adapter.bulk_insert(None, events)
+    adapter.close()
+    return make_trail(), sorted(events, key=lambda e: (e.created_at, e.id), reverse=True)
+
+
+FILTERS = [
+    ({}, lambda e: True),
+    ({"action": "course.a"}, lambda e: e.action == "course.a"),
+    ({"action": "course.*"}, lambda e: e.action.startswith("course.")),
+    ({"action": ["course.a", "user.*"]}, lambda e: e.action == "course.a" or e.action[0] == "u"),
+    ({"action": "none.*"}, lambda e: False),
+    ({"action": "*"}, lambda e: True),
+    ({"actor_id": "u1"}, lambda e: e.actor_id == "u1"),
+    ({"entity_type": "user", "entity_id": "3"}, lambda e: e.entity_type[0] == "u" and e.entity_id == "3"),
+    ({"outcome": "success"}, lambda e: e.outcome == "success"),
+    ({"request_id": "r50"}, lambda e: e.request_id == "r50"),
+    ({"actor_id": "u1", "action": "course.*"}, lambda e: e.actor_id == "u1" and e.action[0] == "c"),
+    ({"start_date": BASE + timedelta(seconds=100)}, lambda e: e.created_at >= "2026-01-01T00:01:40"),
+    ({"end_date": "2026-01-01T02:01:40+02:00"}, lambda e: e.created_at <= "2026-01-01T00:01:40.1"),
+    (
+        {"start_date": "2026-01-01T00:00:10Z", "end_date": datetime(2026, 1, 1, 0, 0, 20)},  # noqa: DTZ001
+        lambda e: "2026-01-01T00:00:10" <= e.created_at <= "2026-01-01T00:00:20.1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("query", "matches"), FILTERS, ids=range(len(FILTERS)))
+@pytest.mark.parametrize("limit", [7, 1000])
+def test_a_filter_finds_what_it_names_newest_first(filled, query, matches, limit):
+    trail, events = filled
+    wanted = [event for event in events if event.tenant_id == "t" and matches(event)]
+    assert list(trail.iter(tenant_id="t", limit=limit, **query)) == wanted
+
+
+def test_a_tenant_s_query_finds_nobody_else_s_rows(filled):
+    trail, events = filled
+    for tenant in ("t", "other", None):
+        assert {event.tenant_id for event in trail.iter(tenant_id=tenant)} == {tenant}
+    assert trail.query().logs == [e for e in events if e.tenant_id is None][:50]
+    assert list(trail.iter(tenant_id=ALL_TENANTS)) == events
+    assert list(trail.iter(tenant_id=ALL_TENANTS, action="course.*")) == [
+        event for event in events if event.action.startswith("course.")
+    ]
+    assert trail.query(tenant_id="").logs == trail.query().logs
+
+
+@pytest.mark.parametrize(("query", "_"), FILTERS, ids=range(len(FILTERS)))
+def test_no_filter_of_a_tenant_scans_the_table(filled, query, _):
+    trail, _events = filled
+    with trail.pipeline.databases.lease(None) as target, target.adapter._reading() as database:
+        plans = []
+
+        def run(statement, values):
+            plan = database.execute("EXPLAIN QUERY PLAN " + statement, values).fetchall()
+            plans.extend(row[3] for row in plan)
+            return database.execute(statement, values).fetchall()
+
+        for after in (None, (utc_timestamp(BASE.timestamp() + 150), new_event_id())):
+            sql.select_page(run, "t", make_filters(**query), Pagination(limit=5, after=after))
+    touching = [plan for plan in plans if "audit_logs" in plan]
+    assert all("SEARCH audit_logs USING" in plan and "INDEX" in plan for plan in touching)
+    assert touching or query == {"action": "none.*"}
+
+
+def test_paging_misses_and_repeats_nothing_while_rows_arrive(filled):
+    trail, events = filled
+    wanted = [event for event in events if event.tenant_id == "t"]
+    found, cursor = [], None
+    for number in range(1000):
+        page = trail.query(tenant_id="t", limit=7, cursor=cursor)
+        found += page.logs
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        with trail.pipeline.databases.lease(None) as target:
+            target.adapter.bulk_insert("t", [stored(10_000 + number)])
+    assert found == wanted
+
+
+def test_limits_are_clamped(filled):
+    trail, _ = filled
+    assert len(trail.query(tenant_id="t", limit=0).logs) == 1
+    assert len(trail.query(tenant_id="t", limit=10**9).logs) == 200
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"limit": "5"},
+        {"cursor": "garbage"},
+        {"cursor": 5},
+        {"start_date": "yesterday"},
+        {"end_date": 5},
+        {"action": []},
+        {"action": [5]},
+        {"actor_id": 5},
+    ],
+)
+def test_a_wrong_argument_is_an_error_that_names_it(filled, query):
+    with pytest.raises(QueryError, match=next(iter(query))):
+        filled[0].query(**query)
+
+
+def test_async_twins_do_the_same(filled):
+    trail, events = filled
+
+    async def main():
+        page = await trail.aquery(tenant_id="other", limit=5)
+        every = [event async for event in trail.aiter(tenant_id="other", limit=3)]
+        assert await trail.aready()
+        assert await trail.aflush()
+        return page, every, await trail.ashutdown()
+
+    page, every, ended = asyncio.run(main())
+    wanted = [event for event in events if event.tenant_id == "other"]
+    assert (page.logs, every, ended) == (wanted[:5], wanted, True)
+
+
+def test_a_tenant_can_be_required(make_trail, make_logger):
+    adapter = MemoryAdapter()
+    trail = make_trail(adapter=adapter, require_tenant_id=True)
+    audit = AuditLogger(make_logger(trail.handler))
+    audit.fire("none")
+    audit.fire("some", tenant_id="t")
+    assert trail.flush(20)
+    assert [event.action for event in adapter.events.values()] == ["some"]
+    assert trail.stats()["refused"] == 1
+    assert trail.stats()["dlq"]["pending_events"] == 1
+    with pytest.raises(TenantRequiredError):
+        trail.query()
+    assert len(trail.query(tenant_id="t").logs) == 1
+
+
+def test_an_older_table_is_brought_up_to_date(tmp_path, make_trail):
+    import sqlite3
+
+    connection = sqlite3.connect(tmp_path / "audit.db")
+    connection.execute(
+        "CREATE TABLE audit_logs (id TEXT, created_at TEXT NOT NULL, action TEXT NOT NULL,"
+        " actor_id TEXT NOT NULL, tenant_id TEXT)"
+    )
+    connection.execute("INSERT INTO audit_logs VALUES ('1', '2020-01-01T00:00:00.000000Z', 'a', 'u', 't')")
+    connection.commit()
+    connection.close()
+    trail = make_trail()
+    assert trail.ready()
+    assert trail.query(tenant_id="t").logs == [
+        AuditEvent("1", "2020-01-01T00:00:00.000000Z", "a", "u", "t")
+    ]
+
+
+BAD_OPTIONS = [
+    ({"namespace": "a/b"}, "namespace='a/b'"),
+    ({"namespace": None}, "namespace=None"),
+    ({"adapter": None}, "adapter=None"),
+    ({"adapter": "nowhere"}, "adapter='nowhere'"),
+    ({"adapter": "sqlite://host/path"}, "sqlite:///"),
+    ({"adapter": {"type": "oracle"}}, "adapter.type='oracle'"),
+    ({"adapter": {"type": "sqlite", "pth": "x"}}, "SQLiteAdapter"),
+    ({"adapter": {"type": "sqlite", "path": ":memory:"}}, "adapter.path=':memory:'"),
+    ({"adapter": object()}, "bulk_insert"),
+    ({"mode": "durble"}, "mode='durble'.*'volatile' or 'durable'"),
+    ({"fsync": "sometimes"}, "fsync='sometimes'.*'always' or 'interval' or 'never'"),
+    ({"data_dir": 5}, "data_dir=5"),
+    ({"btching": {}}, "btching.*batching"),
+    ({"batching": 5}, "batching=5"),
+    ({"batching": {"max_size": 0}}, "batching.max_size=0.*from 1 to 10,000"),
+    ({"batching": {"max_size": True}}, "batching.max_size=True"),
+    ({"batching": {"size": 5}}, "batching.size.*max_size"),
+    ({"batching": {"flush_interval": "5"}}, "batching.flush_interval='5'"),
+    ({"batching": {"on_queue_full": "drop"}, "mode": "durable"}, "on_queue_full='drop'.*volatile"),
+    ({"retry": {"max_retries": -1}}, "retry.max_retries=-1"),
+    ({"retention": {"cron": "often"}}, "retention.cron='often'.*five-field"),
+    ({"retention": {"days": 1.5}}, "retention.days=1.5"),
+    ({"retention": {"tenants": {"t": 0}}}, r"retention.tenants\['t'\]=0"),
+    ({"tenancy": {"mode": "per_planet"}}, "tenancy.mode='per_planet'"),
+    ({"tenancy": {"mode": "database_per_tenant"}, "adapter": None}, "resolve_connection"),
+    ({"redact": "password"}, "redact='password'"),
+    ({"redact": ["tenant_id"]}, "redact='tenant_id'"),
+    ({"on_event": 5}, "on_event=5"),
+    ({"require_tenant_id": "yes"}, "require_tenant_id='yes'"),
+    ({"limits": {"max_string_bytes": 1}}, "limits.max_string_bytes=1"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=range(len(BAD_OPTIONS)))
+def test_a_wrong_option_is_refused_at_set_up(tmp_path, options, message):
+    given = {"namespace": "test", "adapter": f"sqlite:///{tmp_path}/a.db", **options}
+    with pytest.raises(ConfigurationError, match=message):
+        AuditTrail(**given)
+
+
+def test_a_database_that_comes_late_gets_everything(make_trail, make_logger, tmp_path):
+    (tmp_path / "db").write_text("a file where the folder should be")
+    trail = make_trail(
+        adapter=f"sqlite:///{tmp_path}/db/audit.db",
+        retry={"base_delay": 0.01, "max_retries": 10},
+    )
+    AuditLogger(make_logger(trail.handler)).fire("early")
+    assert not trail.ready(timeout=0.2)
+    with pytest.raises(NotReadyError) as raised:
+        trail.query()
+    assert raised.value.__cause__ is not None
+    assert wait_until(lambda: trail.stats()["bootstrap_failures"] > 0)
+    (tmp_path / "db").unlink()
+    assert wait_until(lambda: trail.flush(5) and trail.run_maintenance() and trail.query().logs, 30)
+
+
+def test_figures_tell_what_is_where(make_trail, make_logger):
+    adapter = MemoryAdapter()
+    adapter.gate.clear()
+    trail = make_trail(adapter=adapter, mode="durable")
+    audit = AuditLogger(make_logger(trail.handler))
+    for _ in range(3):
+        audit.fire("a", tenant_id="t")
+    stats = trail.stats()
+    assert (stats["accepted"], stats["queued"], stats["queued_by_tenant"]) == (3, 3, {"t": 3})
+    assert stats["queued_bytes"] > 3 * 100
+    assert stats["wal"]["bytes"] > 3 * 100
+    assert stats["wal"]["oldest"].startswith("20")
+    adapter.gate.set()
+    assert trail.flush(20)
+    stats = trail.stats()
+    assert (stats["inserted"], stats["queued"], stats["queued_bytes"]) == (3, 0, 0)
+    assert stats["wal"]["oldest"] is None
+
+
+def test_ids_rise_over_all_threads():
+    found = [[] for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda ids=ids: ids.extend(new_event_id() for _ in range(5000)))
+        for ids in found
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(ids == sorted(ids) for ids in found)
+    assert len({name for ids in found for name in ids}) == 20_000
+
+
+def test_times_are_text_that_sorts():
+    moments = [0.0, 1.5, 1e9, 1e9 + 0.000001, 1.7e9, 2e9]
+    texts = [utc_timestamp(moment) for moment in moments]
+    assert texts == sorted(texts)
+    assert len({len(text) for text in texts}) == 1
+    with pytest.raises(ValueError, match="9999"):
+        utc_timestamp(1e20)
+
+
+EVENTS = 100_000
+
+
+def check_all_there(trail, threads):
+    assert trail.flush(120)
+    seen = {}
+    for event in trail.iter(tenant_id=ALL_TENANTS, limit=1000):
+        seen.setdefault((event.tenant_id, event.actor_id), []).append(int(event.entity_id))
+    assert sum(map(len, seen.values())) == EVENTS
+    for numbers in seen.values():
+        assert numbers[::-1] == sorted(set(numbers))
+    assert len({actor for _, actor in seen}) == threads
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_events_of_eight_threads(make_trail, make_logger):
+    trail = make_trail(mode="durable")
+    audit = AuditLogger(make_logger(trail.handler))
+
+    def work(thread):
+        for number in range(EVENTS // 8):
+            audit.fire(
+                "a", tenant_id=f"t{number % 5}", actor_id=str(thread), entity_id=str(number)
+            )
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    check_all_there(trail, 8)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_events_of_a_thousand_tasks(make_trail, make_logger):
+    trail = make_trail()
+    audit = AuditLogger(make_logger(trail.handler))
+
+    async def work(task):
+        for number in range(EVENTS // 1000):
+            audit.fire("a", tenant_id=f"t{number % 5}", actor_id=str(task), entity_id=str(number))
+            await asyncio.sleep(0)
+
+    async def main():
+        await asyncio.gather(*(work(task) for task in range(1000)))
+
+    asyncio.run(main())
+    check_all_there(trail, 1000)
+
+
+def test_a_payload_decodes_to_the_event(make_trail, make_logger):
+    trail = make_trail()
+    records = []
+    log = make_logger(trail.handler)
+    trail.handler.addFilter(lambda record: records.append(record) or True)
+    AuditLogger(log).fire("a", actor_id="u")
+    assert isinstance(records[0], logbun_logging.AuditRecord)
+    assert records[0].event == decode_event(records[0].entry.payload)
+    assert trail.flush(20)
+    assert trail.query().logs == [records[0].event]
