@@ -1,6 +1,6 @@
 """The main job in one go: configure with dictConfig, log, deliver to SQLite, query it back.
 
-    python examples/quickstart.py
+python examples/quickstart.py
 """
 
 from __future__ import annotations

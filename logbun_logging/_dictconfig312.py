@@ -1,9 +1,10 @@
 """``dictConfig`` of Python 3.12 and queue handlers.
 
-Early releases of 3.12 refuse an entry whose class is a ``QueueHandler`` unless it names ``handlers``,
-and drop all its other keys (cpython gh-111615, gh-124653, mended in later ones). An entry that names
-none is therefore handed a factory there: an object that ``issubclass`` can look at, and that is no
-subclass of anything. Entries in the stdlib's own form, and everybody else, get the class.
+Early releases of 3.12 refuse an entry whose class is a ``QueueHandler`` unless it names
+``handlers``, and drop all its other keys (cpython gh-111615, gh-124653, mended in later ones). An
+entry that names none is therefore handed a factory there: an object that ``issubclass`` can look
+at, and that is no subclass of anything. Entries in the stdlib's own form, and everybody else, get
+the class.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The circuit breaker: while a database is down, only one call now and then goes to see.
 
-(Michael Nygard, "Release It!", chapter "Stability Patterns".) It opens after a few outages in a row,
-lets one caller try after a pause that doubles, with jitter, and closes when that succeeds.
+(Michael Nygard, "Release It!", chapter "Stability Patterns".) It opens after a few outages in a
+row, lets one caller try after a pause that doubles, with jitter, and closes when that succeeds.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One attempt to bring batches to their database, and what came of it.
 
-This is where errors are told apart: an outage (wait, never hold it against the batch), rows that are
-refused (split until only those are left), and everything else (try again, then split, then give up).
-Every call of an adapter runs on a thread of its own with a time-out, because nothing can make a
-driver's call return; a call that hangs costs that thread, not a worker.
+This is where errors are told apart: an outage (wait, never hold it against the batch), rows that
+are refused (split until only those are left), and everything else (try again, then split, then give
+up). Every call of an adapter runs on a thread of its own with a time-out, because nothing can make
+a driver's call return; a call that hangs costs that thread, not a worker.
 """
 
 from __future__ import annotations
@@ -224,8 +224,9 @@ class Delivery:
     def bisect(self, tenant_id: str | None, payloads: Sequence[bytes]) -> list[tuple[bytes, str]]:
         """Insert what can be inserted of a batch that was refused; return the rest with reasons.
 
-        Splitting costs about ``2 · log2(n)`` inserts for each bad row. If nothing at all succeeds on
-        the way to the first single row, the fault is not with the rows, and the whole is returned.
+        Splitting costs about ``2 · log2(n)`` inserts for each bad row. If nothing at all succeeds
+        on the way to the first single row, the fault is not with the rows, and the whole is
+        returned.
         """
         rest: list[tuple[bytes, str]] = []
         stack = [list(payloads)]

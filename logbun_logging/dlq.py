@@ -11,9 +11,10 @@ A file is an envelope, one line of JSON, and then one WAL record for each event:
     {"v": 1, "dlq": {"tenant_id": "t1", "count": 2, "attempts": 0, "reason": "...", ...}}\n
     {"v": 1, "crc": "89abcdef", "event": {...}}\n
 
-Files are written whole or not at all. The tenant in the name is for the reader's eye: it is encoded,
-two tenants never share it, and it is never parsed back. Several processes share the folder: a file is
-claimed by its flock and a rename, and the claim of a process that dies ends with it.
+Files are written whole or not at all. The tenant in the name is for the reader's eye: it is
+encoded, two tenants never share it, and it is never parsed back. Several processes share the
+folder: a file is claimed by its flock and a rename, and the claim of a process that dies ends with
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -42,6 +43,10 @@ from logbun_logging.wal.codec import encode_line, entry_of, read_records
 __all__ = ["Claim", "DeadLetterQueue", "DlqFile", "DlqFullError", "Envelope"]
 
 State = Literal["pending", "processing", "dead"]
+
+#: Inside the class ``list`` is its method.
+_Events: TypeAlias = list[AuditEvent]
+_Files: TypeAlias = "list[DlqFile]"
 
 _PENDING: Final = ".batch"
 _PROCESSING: Final = ".batch.processing"
@@ -260,12 +265,12 @@ class DeadLetterQueue:
 
     # ── the operator ──
 
-    def list(self, state: State | None = None) -> list[DlqFile]:
+    def list(self, state: State | None = None) -> _Files:
         """Return the files, oldest first, in one *state* or all."""
         files = [file for file in self._files() if state in (None, file.state)]
         return sorted(files, key=lambda file: _age(file.name))
 
-    def show(self, name: str) -> list[AuditEvent]:
+    def show(self, name: str) -> _Events:
         """Return the events in a file.
 
         Raises:
@@ -316,7 +321,7 @@ class DeadLetterQueue:
                 with suppress(FileNotFoundError):
                     yield name, state, entry.stat().st_size
 
-    def _files(self) -> list[DlqFile]:
+    def _files(self) -> _Files:
         """Return all files; an envelope is read once for each size that its file has had."""
         files = []
         seen: dict[tuple[str, State, int], Envelope | None] = {}

@@ -1,8 +1,8 @@
 """From the words of a call to the bytes of an event, on the calling thread.
 
-The fast path builds the struct, encodes it in C and looks at the result: short enough, no NUL, no key
-to redact. Whatever does not pass is built again, slowly and safely. An event always comes out; the
-caller never sees an error.
+The fast path builds the struct, encodes it in C and looks at the result: short enough, no NUL, no
+key to redact. Whatever does not pass is built again, slowly and safely. An event always comes out;
+the caller never sees an error.
 
 The fast path costs about 1.8 µs of the calling thread for an event of 9 fields (CPython 3.11).
 """
@@ -58,9 +58,7 @@ class EventEncoder:
         counters: told of cuts, unknown actors and calls that could not be encoded.
     """
 
-    def __init__(
-        self, limits: LimitOptions, redactor: Redactor | None, counters: Counters
-    ) -> None:
+    def __init__(self, limits: LimitOptions, redactor: Redactor | None, counters: Counters) -> None:
         self._limits = limits
         self._redactor = redactor
         self._counters = counters
@@ -143,8 +141,8 @@ class EventEncoder:
                 payload = encode_event(
                     AuditEvent(
                         str(uuid7()),
-                        # As text the encoder writes a datetime in the form of utc_timestamp, but for
-                        # whole seconds, and in a third of the time.
+                        # As text the encoder writes a datetime in the form of utc_timestamp, but
+                        # for whole seconds, and in a third of the time.
                         moment if moment.microsecond else utc_timestamp(created),  # type: ignore[arg-type]
                         action,
                         actor,

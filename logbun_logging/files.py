@@ -15,7 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["PRIVATE_FILE", "make_folder", "open_locked", "sync_folder", "try_lock", "write_atomically"]
+__all__ = [
+    "PRIVATE_FILE",
+    "make_folder",
+    "open_locked",
+    "sync_folder",
+    "try_lock",
+    "write_atomically",
+]
 
 #: Audit data is nobody else's business.
 PRIVATE_FILE: Final = 0o600
@@ -56,7 +63,7 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> int:
         temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_FILE
     )
     try:
-        with open(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(descriptor)

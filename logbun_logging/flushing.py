@@ -1,8 +1,8 @@
 """The flush workers: from the buffers to the database, or to the DLQ.
 
-A worker takes due lanes, tries to insert them, and settles every entry in one of three ways: stored,
-dead-lettered, or left to the WAL. Only then is the entry acknowledged. Nothing here knows SQL or the
-form of files.
+A worker takes due lanes, tries to insert them, and settles every entry in one of three ways:
+stored, dead-lettered, or left to the WAL. Only then is the entry acknowledged. Nothing here knows
+SQL or the form of files.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ class Flusher:
             RuntimeError: the interpreter is ending and starts no more threads.
         """
         for number in range(workers):
-            thread = threading.Thread(
-                target=self._work, name=f"logbun-flush-{number}", daemon=True
-            )
+            thread = threading.Thread(target=self._work, name=f"logbun-flush-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -169,7 +167,7 @@ class Flusher:
         return kept
 
     def _dead_letter(self, tenant_id: str | None, entries: Sequence[Entry], reason: str) -> bool:
-        """Write entries to the DLQ; where that fails leave them to the WAL, or count them as lost."""
+        """Write entries to the DLQ; or else leave them to the WAL, or count them as lost."""
         try:
             name = self._dlq.put(tenant_id, [entry.payload for entry in entries], reason)
         except (OSError, DlqFullError) as error:
@@ -226,7 +224,7 @@ class Flusher:
         return spilled
 
     def give_up(self) -> None:
-        """At the end of the time for shutdown: leave what is left to the WAL, or else to the DLQ."""
+        """Leave what is left to the WAL, or else to the DLQ: there is no more time."""
         for lane, entries in self._buffers.drain():
             homeless = [entry for entry in entries if not self._wal.keeps(entry)]
             if homeless:

@@ -1,7 +1,7 @@
 """The typed face: a logger whose calls a type checker can check, and that never raises.
 
-:class:`AuditLogger` stands in front of an ordinary :class:`logging.Logger`: levels, filters, handlers
-and propagation are that logger's.
+:class:`AuditLogger` stands in front of an ordinary :class:`logging.Logger`: levels, filters,
+handlers and propagation are that logger's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
-from logbun_logging.reporting import LOGGER_NAME
 from logbun_logging.record import AuditRecord
+from logbun_logging.reporting import LOGGER_NAME
 
 __all__ = ["AuditLogger", "get_audit_logger"]
 
@@ -70,8 +70,8 @@ class AuditLogger(Generic[A]):
         ) -> None:
             """Record that *action* happened.
 
-            Never raises, whatever it is given, and never waits for the database. Values that are not
-            given come from the audit context. Unknown names go to ``metadata``.
+            Never raises, whatever it is given, and never waits for the database. Values that are
+            not given come from the audit context. Unknown names go to ``metadata``.
             """
 
         async def fire_async(
@@ -101,22 +101,22 @@ class AuditLogger(Generic[A]):
 
     else:
 
-        def fire(self, /, *args, **fields):
+        def fire(self, /, *args, **fields):  # noqa: ANN002, ANN003, ANN201 - typed above
             """Record that an action happened; never raises."""
             try:
                 self._send(args, fields, None)
-            except Exception:
-                _report_failure(self)
+            except Exception as error:
+                _report_failure(self, error)
 
-        async def fire_async(self, /, *args, **fields):
+        async def fire_async(self, /, *args, **fields):  # noqa: ANN002, ANN003, ANN201
             """Record that an action happened, and wait until it is durable; never raises."""
             try:
                 record = self._send(args, fields, [])
                 if record is None:
                     return False
                 results = [await _synced(pipeline) for pipeline in record.awaited]
-            except Exception:
-                _report_failure(self)
+            except Exception as error:
+                _report_failure(self, error)
                 return False
             return record.safe and all(results)
 
@@ -170,9 +170,10 @@ def get_audit_logger(
     return AuditLogger(logging.getLogger(name), actions=known, level=level)
 
 
-def _report_failure(logger: AuditLogger[Any]) -> None:
+def _report_failure(logger: AuditLogger[Any], error: Exception) -> None:
     try:
-        logging.getLogger(LOGGER_NAME).exception("an audit call on %r failed", logger)
+        report = logging.getLogger(LOGGER_NAME).error
+        report("an audit call on %r failed", logger, exc_info=error)
     except Exception:  # a hostile logging set-up: there is nobody left to tell
         return
 

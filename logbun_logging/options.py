@@ -45,7 +45,8 @@ class EventCallback(Protocol):
     It runs on the pipeline's threads; what it raises is logged and otherwise ignored.
     """
 
-    def __call__(self, name: str, details: Mapping[str, Any], /) -> object: ...
+    def __call__(self, name: str, details: Mapping[str, Any], /) -> object:  # noqa: D102
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +256,9 @@ def parse_options(given: Mapping[str, Any]) -> TrailOptions:
         ConfigurationError: an option is unknown, missing, or has a value that is not allowed; the
             message names the option, the value and what is allowed.
     """
-    values = {name: given[name] for name in given}  # indexing resolves dictConfig's cfg:// and ext://
+    values = {
+        name: given[name] for name in given
+    }  # indexing resolves dictConfig's cfg:// and ext://
     _refuse_unknown("", values, TrailOptions)
     parsed: dict[str, Any] = {}
     for name, value in values.items():
@@ -304,7 +307,7 @@ def _names(group: type[Any]) -> str:
     return ", ".join(item.name for item in fields(group))
 
 
-def _value(option: str, value: Any) -> Any:  # noqa: PLR0911 - one return for each kind of option
+def _value(option: str, value: Any) -> Any:
     if option in _RANGES:
         return None if value is None and option == "retention.days" else _number(option, value)
     if option in _CHOICES:
@@ -353,7 +356,7 @@ def _cron(option: str, value: Any) -> str:
     from cronsim import CronSim, CronSimError  # noqa: PLC0415
 
     try:
-        if len(value.split()) != 5:  # noqa: PLR2004 - minute, hour, day, month, weekday
+        if len(value.split()) != 5:
             raise CronSimError
         CronSim(value, datetime.now(UTC))
     except (CronSimError, AttributeError):
@@ -397,7 +400,7 @@ def _check_together(options: TrailOptions) -> None:
             raise ConfigurationError("adapter", options.adapter, allowed)
         if not options.require_tenant_id:
             allowed = "True with tenancy.mode='database_per_tenant': no database takes the others"
-            raise ConfigurationError("require_tenant_id", False, allowed)
+            raise ConfigurationError("require_tenant_id", False, allowed)  # noqa: FBT003
     elif tenancy.resolve_connection is not None:
         allowed = "absent unless tenancy.mode='database_per_tenant'"
         raise ConfigurationError("tenancy.resolve_connection", tenancy.resolve_connection, allowed)

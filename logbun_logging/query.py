@@ -1,7 +1,7 @@
 """What a query asks for and what it answers: filters, paging and the cursor.
 
-Everything a caller gives is normalised here once, so that adapters compare like with like: times are
-UTC text with microseconds, actions are split into exact ones and prefixes, limits are clamped.
+Everything a caller gives is normalised here once, so that adapters compare like with like: times
+are UTC text with microseconds, actions are split into exact ones and prefixes, limits are clamped.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class AllTenants:
 ALL_TENANTS: Final = AllTenants()
 
 #: A tenant id, None for the events of no tenant, or :data:`ALL_TENANTS`.
-TenantScope: TypeAlias = str | None | AllTenants
+TenantScope: TypeAlias = str | AllTenants | None
 
 #: The place behind the last event of a page: its ``created_at`` and ``id``.
 Cursor: TypeAlias = tuple[str, str]

@@ -1,8 +1,8 @@
 """The maintenance thread: everything that brings events back that did not go straight through.
 
-It adopts the WAL folders of dead processes, reads back what was parked in our own, and scans the DLQ:
-soon after the start, at every interval, and as soon as a database that was down takes events again.
-Only one pass runs at a time, whoever asks for it.
+It adopts the WAL folders of dead processes, reads back what was parked in our own, and scans the
+DLQ: soon after the start, at every interval, and as soon as a database that was down takes events
+again. Only one pass runs at a time, whoever asks for it.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ class Redelivery:
         """Try every dead-lettered batch once, oldest first, except of databases that are down.
 
         Where all tenants share a database, one outage ends the scan. Where each has its own, it
-        ends it for that tenant: the start of a file's name is the same for his files and no other's.
+        ends it for that tenant: the start of a file's name is the same for his files and no
+        other's.
         """
         down: set[str] = set()
         for claim in self._dlq.claims():

@@ -1,8 +1,8 @@
 """Telling people what goes wrong: the ``on_event`` callback and the ``logbun_logging`` logger.
 
 Only the pipeline's threads report. What happens on the application's threads is counted there and
-reported from here, so that no callback runs inside an audit call. Log messages are rate-limited; the
-callback hears of everything.
+reported from here, so that no callback runs inside an audit call. Log messages are rate-limited;
+the callback hears of everything.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class Reporter:
                 level = logging.ERROR if name in {"dropped", "lost"} else logging.WARNING
                 self.report(name, level, events=new)
 
-    def _log(self, name: str, level: int, details: dict[str, Any], *, exc_info: bool = False) -> None:
+    def _log(
+        self, name: str, level: int, details: dict[str, Any], *, exc_info: bool = False
+    ) -> None:
         now = self._clock()
         with self._lock:
             last, suppressed = self._logged.get(name, (-_QUIET, 0))

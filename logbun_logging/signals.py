@@ -18,8 +18,8 @@ def shutdown_on_signals(
 ) -> None:
     """Let *signals* end the program as :func:`sys.exit` does, so that every trail is drained.
 
-    The exit status is 128 + the signal's number, as of a shell. Signals that have a handler already,
-    or are ignored, are left alone.
+    The exit status is 128 + the signal's number, as of a shell. Signals that have a handler
+    already, or are ignored, are left alone.
 
     Args:
         signals: SIGTERM and SIGHUP by default; SIGINT raises KeyboardInterrupt anyway.

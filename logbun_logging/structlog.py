@@ -1,8 +1,8 @@
 """The structlog face: :class:`AuditProcessor`.
 
-In front of the stdlib's loggers it is the last processor of the chain and turns the event dictionary
-into a call with ``extra``; as a terminal processor without them it hands the event to a trail itself.
-Either way the same event comes out. structlog itself is not imported.
+In front of the stdlib's loggers it is the last processor of the chain and turns the event
+dictionary into a call with ``extra``; as a terminal processor without them it hands the event to a
+trail itself. Either way the same event comes out. structlog itself is not imported.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class AuditProcessor:
     """A structlog processor that makes audit events.
 
     Args:
-        trail: for use without stdlib loggers: the trail, or its namespace. Without it, the processor
+        trail: for use without stdlib loggers: the trail, or its namespace. Without it, the
+        processor
             must be the last one before a stdlib logger (``structlog.stdlib.LoggerFactory``).
         logger_name: for use without stdlib loggers: the name in the records.
     """
@@ -56,7 +57,7 @@ class AuditProcessor:
         self._logger_name = logger_name
 
     def __call__(
-        self, logger: Any, method_name: str, event_dict: MutableMapping[str, Any]
+        self, _logger: Any, method_name: str, event_dict: MutableMapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Process one event dictionary; returns the arguments of the stdlib logger's method.
 
@@ -67,7 +68,7 @@ class AuditProcessor:
         action = fields.pop("event", None)
         for key in _STRUCTLOG_KEYS:
             fields.pop(key, None)
-        call = {key: fields.pop(key) for key in _CALL_KEYS if key in fields}
+        call: dict[str, Any] = {key: fields.pop(key) for key in _CALL_KEYS if key in fields}
         if self._trail is None:
             extra = {f"{key}_" if key in _RESERVED else key: fields[key] for key in fields}
             return (action,), {**call, "extra": extra}
@@ -92,6 +93,6 @@ class AuditProcessor:
             handler.handle(AuditRecord(self._logger_name, level, action, extra, time.time()))
             return
         # The stdlib knows what every form of exc_info and stack_info means.
-        logger = logging.Logger(self._logger_name)
+        logger = logging.Logger(self._logger_name)  # noqa: LOG001 - of this one call
         logger.addHandler(handler)
         logger.log(level, action, extra=extra, **call)

@@ -2,15 +2,16 @@
 
 Encoding tries the C encoder first. Only what that refuses or changes, and what may be too large,
 comes here, so this module favours certainty over speed: :class:`Normalizer` turns *any* object into
-plain JSON values and never raises. What it makes of a type that the C encoder knows (datetime, UUID,
-Decimal, Enum, set, bytes, dataclass) is what that makes of it.
+plain JSON values and never raises. What it makes of a type that the C encoder knows (datetime,
+UUID, Decimal, Enum, set, bytes, dataclass) is what that makes of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -149,7 +150,7 @@ class Normalizer:
             return _number(value)
         if isinstance(value, Mapping):
             return self._inside(value, path, self._mapping)
-        if isinstance(value, list | tuple | Set | Sequence) and not isinstance(
+        if isinstance(value, list | tuple | AbstractSet | Sequence) and not isinstance(
             value, str | bytes | bytearray | memoryview
         ):
             return self._inside(value, path, self._items)
@@ -159,7 +160,8 @@ class Normalizer:
             return self.text(getattr(value, "value", value))
         for method in ("model_dump", "tolist"):  # pydantic models; numpy arrays and scalars
             if callable(getattr(type(value), method, None)):
-                return self._inside(value, path, lambda v, p: self.value(getattr(v, method)(), p))
+                convert = getattr(value, method)
+                return self._inside(convert, path, self._call)
         if hasattr(type(value), "__dataclass_fields__") or hasattr(type(value), "__attrs_attrs__"):
             return self._inside(value, path, self._attributes)
         builtin = msgspec.to_builtins(value)
@@ -200,6 +202,9 @@ class Normalizer:
             self.cuts += 1
             result.append(f"[+{len(items) - MAX_ITEMS} items]")
         return result
+
+    def _call(self, convert: Callable[[], Any], path: tuple[str, ...]) -> Any:
+        return self.value(convert(), path)
 
     def _attributes(self, value: Any, path: tuple[str, ...]) -> Any:
         fields = getattr(value, "__dataclass_fields__", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -62,11 +62,17 @@ FILTERS = [
     ({"action": "none.*"}, lambda e: False),
     ({"action": "*"}, lambda e: True),
     ({"actor_id": "u1"}, lambda e: e.actor_id == "u1"),
-    ({"entity_type": "user", "entity_id": "3"}, lambda e: e.entity_type[0] == "u" and e.entity_id == "3"),
+    (
+        {"entity_type": "user", "entity_id": "3"},
+        lambda e: e.entity_type[0] == "u" and e.entity_id == "3",
+    ),
     ({"outcome": "success"}, lambda e: e.outcome == "success"),
     ({"request_id": "r50"}, lambda e: e.request_id == "r50"),
     ({"actor_id": "u1", "action": "course.*"}, lambda e: e.actor_id == "u1" and e.action[0] == "c"),
-    ({"start_date": BASE + timedelta(seconds=100)}, lambda e: e.created_at >= "2026-01-01T00:01:40"),
+    (
+        {"start_date": BASE + timedelta(seconds=100)},
+        lambda e: e.created_at >= "2026-01-01T00:01:40",
+    ),
     ({"end_date": "2026-01-01T02:01:40+02:00"}, lambda e: e.created_at <= "2026-01-01T00:01:40.1"),
     (
         {"start_date": "2026-01-01T00:00:10Z", "end_date": datetime(2026, 1, 1, 0, 0, 20)},  # noqa: DTZ001
@@ -190,7 +196,9 @@ def test_an_older_table_is_brought_up_to_date(tmp_path, make_trail):
         "CREATE TABLE audit_logs (id TEXT, created_at TEXT NOT NULL, action TEXT NOT NULL,"
         " actor_id TEXT NOT NULL, tenant_id TEXT)"
     )
-    connection.execute("INSERT INTO audit_logs VALUES ('1', '2020-01-01T00:00:00.000000Z', 'a', 'u', 't')")
+    connection.execute(
+        "INSERT INTO audit_logs VALUES ('1', '2020-01-01T00:00:00.000000Z', 'a', 'u', 't')"
+    )
     connection.commit()
     connection.close()
     trail = make_trail()
@@ -320,9 +328,7 @@ def test_a_hundred_thousand_events_of_eight_threads(make_trail, make_logger):
 
     def work(thread):
         for number in range(EVENTS // 8):
-            audit.fire(
-                "a", tenant_id=f"t{number % 5}", actor_id=str(thread), entity_id=str(number)
-            )
+            audit.fire("a", tenant_id=f"t{number % 5}", actor_id=str(thread), entity_id=str(number))
 
     threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
     for thread in threads:

@@ -162,17 +162,30 @@ def test_an_actor_that_nobody_names_is_counted():
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(
-        st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8), inner,
-        max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8),
+            inner,
+            max_size=4,
+        )
+    ),
     max_leaves=12,
 )
 
 
-@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"],
-       exclude_characters="\0"), max_size=8), json_values, max_size=4))
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8),
+        json_values,
+        max_size=4,
+    )
+)
 @settings(max_examples=200, deadline=None)
 def test_plain_json_comes_back_as_it_went_in_on_either_path(value):
     # A NUL elsewhere sends the whole event the slow way.
@@ -189,9 +202,11 @@ hostile_values = st.recursive(
     | st.builds(Hostile)
     | st.builds(object)
     | st.integers(min_value=-(2**80), max_value=2**80),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.tuples(inner, inner)
-    | st.dictionaries(st.none() | st.integers() | st.text() | st.binary(max_size=3), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.none() | st.integers() | st.text() | st.binary(max_size=3), inner)
+    ),
     max_leaves=10,
 )
 

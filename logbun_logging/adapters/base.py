@@ -27,11 +27,11 @@ PruneReport: TypeAlias = dict[str | None, int]
 class Adapter(Protocol):
     """A database that keeps audit events.
 
-    All methods may be called from any thread, several at a time. They may block; the pipeline sees to
-    it that nobody waits for them. An error that means "the database cannot be reached" should be
-    raised as :class:`~logbun_logging.errors.AdapterUnavailableError`, one that means "these rows are
-    refused" as :class:`~logbun_logging.errors.RejectedEventsError`; everything else is tried again
-    and then dead-lettered.
+    All methods may be called from any thread, several at a time. They may block; the pipeline sees
+    to it that nobody waits for them. An error that means "the database cannot be reached" should be
+    raised as :class:`~logbun_logging.errors.AdapterUnavailableError`, one that means "these rows
+    are refused" as :class:`~logbun_logging.errors.RejectedEventsError`; everything else is tried
+    again and then dead-lettered.
     """
 
     def init(self) -> None:

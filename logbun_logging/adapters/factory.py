@@ -16,31 +16,11 @@ from logbun_logging.errors import ConfigurationError
 __all__ = ["CLASSES", "create_adapter", "load_adapter_class"]
 
 #: Adapter class name to the module that has it.
-CLASSES: Final = {
-    "SQLiteAdapter": "logbun_logging.adapters.sqlite",
-    "TursoAdapter": "logbun_logging.adapters.turso",
-    "ClickHouseAdapter": "logbun_logging.adapters.clickhouse",
-}
+CLASSES: Final = {"SQLiteAdapter": "logbun_logging.adapters.sqlite"}
 
-_TYPES: Final = {
-    "sqlite": "SQLiteAdapter",
-    "turso": "TursoAdapter",
-    "libsql": "TursoAdapter",
-    "clickhouse": "ClickHouseAdapter",
-}
+_TYPES: Final = {"sqlite": "SQLiteAdapter"}
 
-_SCHEMES: Final = {
-    "sqlite": "SQLiteAdapter",
-    "libsql": "TursoAdapter",
-    "http": "TursoAdapter",
-    "https": "TursoAdapter",
-    "ws": "TursoAdapter",
-    "wss": "TursoAdapter",
-    "file": "TursoAdapter",
-    "clickhouse": "ClickHouseAdapter",
-    "clickhouses": "ClickHouseAdapter",
-    "chdb": "ClickHouseAdapter",
-}
+_SCHEMES: Final = {"sqlite": "SQLiteAdapter"}
 
 
 def load_adapter_class(name: str) -> Any:
@@ -58,15 +38,10 @@ def create_adapter(spec: Any, option: str = "adapter") -> Adapter:
         return _from_url(spec, option)
     if isinstance(spec, Mapping):
         return _from_mapping({key: spec[key] for key in spec}, option)
-    missing = [
-        name
-        for name in ("init", "bulk_insert", "query", "prune", "close")
-        if not callable(getattr(spec, name, None))
-    ]
+    methods = ("init", "bulk_insert", "query", "prune", "close")
+    missing = [name for name in methods if not callable(getattr(spec, name, None))]
     if missing or isinstance(spec, type):
-        allowed = "a URL, a mapping with 'type', or an object with " + ", ".join(
-            ("init", "bulk_insert", "query", "prune", "close")
-        )
+        allowed = f"a URL, a mapping with 'type', or an object with {', '.join(methods)}"
         raise ConfigurationError(option, spec, allowed)
     adapter: Adapter = spec
     return adapter

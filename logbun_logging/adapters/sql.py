@@ -1,8 +1,8 @@
 """The ``audit_logs`` table as SQLite and libSQL know it: DDL, rows, and SELECT statements.
 
 The table is WITHOUT ROWID: it is clustered by the UUIDv7 ``id``, so inserts append, and every index
-ends in ``id`` by itself, which is the order that pages are read in. Each filter of one tenant has an
-index that leads with the tenant and ends in the time, so a page costs the same wherever it lies.
+ends in ``id`` by itself, which is the order that pages are read in. Each filter of one tenant has
+an index that leads with the tenant and ends in the time, so a page costs the same wherever it lies.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def insert_statement(rows: int) -> str:
     ``ON CONFLICT(id)`` and not ``OR IGNORE``: that would hide rows that break other rules.
     """
     marks = ",".join([_MARKS] * rows)
-    return f"INSERT INTO {TABLE} ({_NAMES}) VALUES {marks} ON CONFLICT(id) DO NOTHING"  # noqa: S608
+    return f"INSERT INTO {TABLE} ({_NAMES}) VALUES {marks} ON CONFLICT(id) DO NOTHING"
 
 
 def add_column(name: str) -> str:
@@ -151,20 +151,20 @@ def expired_rows(where: str, rows: int) -> str:
     Its last two parameters are those of the row after which to go on, at first two empty texts.
     """
     return (
-        f"SELECT created_at, id FROM {TABLE} WHERE {where} "  # noqa: S608
+        f"SELECT created_at, id FROM {TABLE} WHERE {where} "
         f"AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT {rows}"
     )
 
 
 def delete_rows(rows: int) -> str:
     """Return the statement that deletes *rows* rows by their ids."""
-    return f"DELETE FROM {TABLE} WHERE id IN ({', '.join('?' * rows)})"  # noqa: S608
+    return f"DELETE FROM {TABLE} WHERE id IN ({', '.join('?' * rows)})"
 
 
 def delete_step(where: str, rows: int) -> str:
     """Return the statement that deletes the oldest *rows* rows that match."""
-    found = f"SELECT id FROM {TABLE} WHERE {where} ORDER BY created_at LIMIT {rows}"  # noqa: S608
-    return f"DELETE FROM {TABLE} WHERE id IN ({found})"  # noqa: S608
+    found = f"SELECT id FROM {TABLE} WHERE {where} ORDER BY created_at LIMIT {rows}"
+    return f"DELETE FROM {TABLE} WHERE id IN ({found})"
 
 
 def select_page(
@@ -192,7 +192,7 @@ def select_page(
 
 def _ordered(where: Sequence[str]) -> str:
     condition = f" WHERE {' AND '.join(where)}" if where else ""
-    return f"SELECT {_NAMES} FROM {TABLE}{condition} ORDER BY created_at DESC, id DESC LIMIT ?"  # noqa: S608
+    return f"SELECT {_NAMES} FROM {TABLE}{condition} ORDER BY created_at DESC, id DESC LIMIT ?"
 
 
 def _tenant_condition(tenant_id: TenantScope) -> tuple[list[str], list[Any]]:
@@ -259,9 +259,9 @@ def _actions_below(
     One look-up for each action found, however many events there are: a loose index scan.
     """
     (tenant,), values = _tenant_condition(tenant_id)
-    least = f"SELECT min(action) FROM {TABLE} WHERE {tenant} AND action"  # noqa: S608
+    least = f"SELECT min(action) FROM {TABLE} WHERE {tenant} AND action"
     statement = (
-        f"WITH RECURSIVE found(action) AS ({least} >= ? AND action < ? UNION ALL "  # noqa: S608
+        f"WITH RECURSIVE found(action) AS ({least} >= ? AND action < ? UNION ALL "
         f"SELECT ({least} > found.action AND action < ?) FROM found WHERE action IS NOT NULL) "
         "SELECT action FROM found WHERE action IS NOT NULL LIMIT ?"
     )
@@ -271,7 +271,8 @@ def _actions_below(
 
 
 def _action_condition(filters: Filters) -> tuple[list[str], list[str]]:
-    parts, values = [], []
+    parts: list[str] = []
+    values: list[str] = []
     if filters.actions:
         # The unary plus keeps the planner on the index by time, which ends at the first full page.
         parts.append("+action IN (" + ", ".join("?" * len(filters.actions)) + ")")

@@ -145,7 +145,7 @@ class SQLiteAdapter:
     def _prune(self, where: str, values: tuple[Any, ...], *, dry_run: bool) -> int:
         if dry_run:
             with self._errors(), self._reading() as database:
-                count = f"SELECT count(*) FROM {sql.TABLE} WHERE {where}"  # noqa: S608
+                count = f"SELECT count(*) FROM {sql.TABLE} WHERE {where}"
                 return int(database.execute(count, values).fetchone()[0])
         removed = 0
         place: tuple[str, str] = ("", "")
@@ -265,7 +265,7 @@ def _migrate(database: sqlite_utils.Database) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         connection.execute(sql.CREATE_TABLE)
-        table = database[sql.TABLE]
+        table = database.table(sql.TABLE)
         present = table.columns_dict
         for name in sql.COLUMNS:
             if name not in present:

@@ -30,7 +30,7 @@ def encode_line(payload: bytes) -> bytes:
 
 
 def read_records(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """Yield every record in order: the payload and True, or damaged bytes and False.
+    r"""Yield every record in order: the payload and True, or damaged bytes and False.
 
     Lines end with ``b"\\n"`` only. Nothing that was read is left out of what is yielded, but blank
     lines.

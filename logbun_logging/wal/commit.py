@@ -1,8 +1,8 @@
 """Group commit: concurrent callers share one sync of the disk.
 
-While one sync runs, everyone who arrives joins the next round; its first member leads it, and starts
-the sync as soon as the one before has ended. A sync therefore always begins after the write of
-everyone whom it serves, and N callers cost two syncs, not N. (DeWitt et al., "Implementation
+While one sync runs, everyone who arrives joins the next round; its first member leads it, and
+starts the sync as soon as the one before has ended. A sync therefore always begins after the write
+of everyone whom it serves, and N callers cost two syncs, not N. (DeWitt et al., "Implementation
 Techniques for Main Memory Database Systems", SIGMOD 1984, section 5.)
 """
 

@@ -2,7 +2,8 @@
 
 A folder is abandoned when its flock can be had: the kernel drops the lock with the process, however
 that ended. Recovered entries stay in their files until they are acknowledged, so recovery may be
-killed and started again any number of times; inserts are idempotent, so that costs nothing but time.
+killed and started again any number of times; inserts are idempotent, so that costs nothing but
+time.
 
 Reading streams: memory is bounded by what the caller of :meth:`AdoptedLog.entries` lets in.
 """
@@ -61,7 +62,8 @@ class AdoptedLog:
         """Yield every entry that is not acknowledged, in order, already pending in its segment.
 
         Args:
-            damaged: told of the ``.corrupt`` file and the number of damaged records set aside in it.
+            damaged: told of the ``.corrupt`` file and the number of damaged records set aside in
+            it.
 
         Raises:
             OSError: a file cannot be read, or the damaged records cannot be set aside; the folder

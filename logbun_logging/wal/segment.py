@@ -19,8 +19,8 @@ class Segment:
     pending and nothing is parked.
 
     Attributes:
-        path: the file; None for a segment that keeps entries in memory while no file can be written.
-        descriptor: open for appending; -1 when there is none.
+        path: the file; None for a segment that keeps entries in memory while no file can be
+        written. descriptor: open for appending; -1 when there is none.
         pending: entries in memory that are not acknowledged, oldest first.
         parked: records whose only copy is this file; they have to be read back.
         sealed: nothing is appended any more.

@@ -1,9 +1,10 @@
 """Appending, sealing, healing: the live end of the write-ahead log.
 
-:meth:`WalWriter.append` runs on the application's threads and takes no lock: it claims a place in the
-current segment, makes sure that the segment is still current, and writes one line to a file that is
-open with ``O_APPEND``, which the kernel keeps whole. Everything else runs on the writer's own
-thread, the keeper: syncs under ``fsync="interval"``, sealing, deleting, and healing after errors.
+:meth:`WalWriter.append` runs on the application's threads and takes no lock: it claims a place in
+the current segment, makes sure that the segment is still current, and writes one line to a file
+that is open with ``O_APPEND``, which the kernel keeps whole. Everything else runs on the writer's
+own thread, the keeper: syncs under ``fsync="interval"``, sealing, deleting, and healing after
+errors.
 
 After a failed write or sync a segment is never trusted again: the kernel may have dropped the pages
 and reports the error only once (the PostgreSQL "fsyncgate" of 2018). Its pending entries, which are
@@ -179,7 +180,8 @@ class WalWriter:
     def take_parked(self) -> list[Segment]:
         """Return the sealed segments with parked records, after sealing the current one if need be.
 
-        The caller reads them back, marks what it re-admits as pending, and then sets ``parked`` to 0.
+        The caller reads them back, marks what it re-admits as pending, and then sets ``parked`` to
+        0.
         """
         with self._keep_lock:
             if self._current.parked:
@@ -410,7 +412,7 @@ class WalWriter:
         try:
             for other in (*busy, segment):
                 if other.descriptor < 0:
-                    raise OSError("the WAL cannot be written")  # noqa: TRY301
+                    raise OSError("the WAL cannot be written")
                 os.fdatasync(other.descriptor)
         except OSError as error:
             self._give_up(segment, error)

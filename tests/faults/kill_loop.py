@@ -59,7 +59,9 @@ def main() -> None:
         acknowledged, lost, doubled = run(
             arguments.rounds, Path(folder), random.Random(arguments.seed)
         )
-    print(f"{arguments.rounds} kills: {acknowledged:,} acknowledged, {lost} lost, {doubled} doubled")
+    print(
+        f"{arguments.rounds} kills: {acknowledged:,} acknowledged, {lost} lost, {doubled} doubled"
+    )
     sys.exit(bool(lost or doubled))
 
 

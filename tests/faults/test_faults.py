@@ -118,9 +118,7 @@ def test_a_hanging_database_never_makes_the_caller_wait_and_memory_stays_bounded
     audit.fire("b", tenant_id="quiet")
     assert wait_until(lambda: trail.stats()["spilled"] > 0, 20)
     assert wait_until(lambda: trail.stats()["queued_by_tenant"].get("noisy", 0) <= 5_000, 20)
-    assert not any(
-        file.envelope.tenant_id == "quiet" for file in trail.dlq.list() if file.envelope
-    )
+    assert not any(file.envelope.tenant_id == "quiet" for file in trail.dlq.list() if file.envelope)
     adapter.gate.set()
     assert wait_until(
         lambda: trail.flush(5) and trail.run_maintenance() and len(adapter.events) == 5_001, 30
@@ -272,7 +270,9 @@ def test_a_forked_child_delivers_its_own_and_leaves_the_parent_s(make_trail, mak
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_child_of_multiprocessing_delivers_before_it_ends(make_trail, make_logger, method, tmp_path):
+def test_a_child_of_multiprocessing_delivers_before_it_ends(
+    make_trail, make_logger, method, tmp_path
+):
     trail = make_trail()
     audit = audit_for(trail, make_logger)
     audit.fire("parent")
