@@ -1,0 +1,51 @@
+"""Every Python snippet of the documentation runs, in a process and a folder of its own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+
+#: Pages whose snippets are parts of programs for a web server; the programs are tested elsewhere.
+PARTS = {"docs/context.md"}
+
+
+def snippets(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in PARTS])
+def test_the_snippets_of_a_page_run(page, tmp_path):
+    found = snippets(page)
+    # The README's snippets follow on each other; other pages' stand alone.
+    programs = ["\n".join(found)] if page == "README.md" else found
+    for number, program in enumerate(programs):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, f"{program}\n{done.stderr}"
+
+
+def test_the_quickstart_shows_what_it_did(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "quickstart.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "accepted          5,000, in the database 5,000" in done.stdout
