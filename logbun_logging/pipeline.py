@@ -295,11 +295,14 @@ class Pipeline:
         deadline = time.monotonic() + timeout
         for source in self.sources:
             source.hurry()
-        delivered = self.buffers.flush(deadline)
-        while delivered and self._more_to_come():
+        while True:
+            # In this order: what comes back while we look is in the buffers when we flush them.
+            more = self._more_to_come()
+            delivered = self.buffers.flush(deadline)
+            if not delivered or not more:
+                break
             self.redelivery.nudge()
             self._finished.wait(_LOOK)
-            delivered = time.monotonic() < deadline and self.buffers.flush(deadline)
         self._flush_failed_at = None if delivered else time.monotonic()
         return delivered
 

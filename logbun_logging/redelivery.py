@@ -208,7 +208,7 @@ class Redelivery:
                     segment.pending.pop(entry, None)
                 elif not self._readmit(entry):
                     return
-            segment.parked -= parked
+            self._wal.unpark(segment, parked)
 
     def _readmit(self, entry: Entry) -> bool:
         """Let a recovered entry into memory when there is room; False if we are to stop."""

@@ -167,10 +167,15 @@ class WalWriter:
             if segment is None or segment.failed:
                 return False
             if entry in segment.pending:
+                segment.parked += 1  # first: a segment with neither is deleted
                 del segment.pending[entry]
-                segment.parked += 1
                 entry.segment = None
             return True
+
+    def unpark(self, segment: Segment, records: int) -> None:
+        """Note that *records* of what was parked in *segment* are in memory again."""
+        with self._pending_lock:
+            segment.parked -= records
 
     def keeps(self, entry: Entry) -> bool:
         """Tell whether a file has *entry*, so that the next start will find it."""
@@ -180,8 +185,7 @@ class WalWriter:
     def take_parked(self) -> list[Segment]:
         """Return the sealed segments with parked records, after sealing the current one if need be.
 
-        The caller reads them back, marks what it re-admits as pending, and then sets ``parked`` to
-        0.
+        The caller reads them back, marks what it re-admits as pending, and calls ``unpark`` then.
         """
         with self._keep_lock:
             if self._current.parked:
