@@ -1,0 +1,156 @@
+"""Bounds, triggers and fairness of the buffers, without threads and with a clock of our own."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from logbun_logging.batching import Buffers
+from logbun_logging.event import Entry
+from logbun_logging.options import BatchingOptions, LimitOptions
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def make(clock, *, many=True, limits=None, crowding=True, shipment_size=5000, **batching):
+    return Buffers(
+        BatchingOptions(**batching),
+        LimitOptions(**(limits or {})),
+        many=many,
+        crowding=crowding,
+        shipment_size=shipment_size,
+        clock=clock,
+    )
+
+
+def fill(buffers, tenant, count):
+    entries = [Entry(tenant, b"x" * 10) for _ in range(count)]
+    for entry in entries:
+        assert buffers.admit(entry) == "admitted"
+    buffers.put(entries)
+    return entries
+
+
+def test_a_batch_is_due_when_it_is_full_or_old(clock):
+    buffers = make(clock, many=False, max_size=3, flush_interval=5.0)
+    two = fill(buffers, "t", 2)
+    assert buffers.take(0) == []
+    clock.now += 5
+    ((lane, found),) = buffers.take(0)
+    assert found == two
+    buffers.settle(lane, found)
+    three = fill(buffers, "t", 3)
+    ((_, found),) = buffers.take(0)
+    assert found == three
+
+
+def test_due_batches_wait_for_company_but_not_for_long(clock):
+    buffers = make(clock, max_size=1)
+    fill(buffers, "a", 1)
+    clock.now += 0.01
+    fill(buffers, "b", 1)
+    clock.now += 0.02
+    assert [lane.tenant_id for lane, _ in buffers.take(0)] == ["a", "b"]
+
+
+def test_a_tenant_under_way_is_not_taken_again(clock):
+    buffers = make(clock, many=False, max_size=1)
+    fill(buffers, "t", 2)
+    ((lane, found),) = buffers.take(0)
+    assert len(found) == 1
+    assert buffers.take(0) == []
+    buffers.settle(lane, found)
+    assert len(buffers.take(0)) == 1
+
+
+def test_no_tenant_starves_another(clock):
+    buffers = make(clock, max_size=10, shipment_size=100)
+    fill(buffers, "noisy", 1000)
+    for number in range(4):
+        fill(buffers, f"quiet{number}", 10)
+    clock.now += 1
+    sizes = {lane.tenant_id: len(found) for lane, found in buffers.take(0)}
+    assert sizes == {"noisy": 20, **{f"quiet{number}": 10 for number in range(4)}}
+
+
+def test_a_failed_batch_is_tried_again_later_and_in_order(clock):
+    buffers = make(clock, many=False, max_size=2)
+    fill(buffers, "t", 4)
+    ((lane, first),) = buffers.take(0)
+    buffers.retry_later(lane, first, 4.0)
+    assert buffers.take(0) == []
+    assert lane.held_up(clock.now)
+    clock.now += 4
+    ((_, again),) = buffers.take(0)
+    assert again == first
+    buffers.settle(lane, again)
+    assert not lane.held_up(clock.now)
+    assert buffers.events == 2
+
+
+def test_a_full_memory_spills_the_tenants_with_the_most(clock):
+    buffers = make(clock, limits={"max_total_queued": 100})
+    fill(buffers, "large", 90)
+    fill(buffers, "small", 5)
+    assert buffers.crowded()
+    spilled = buffers.overfull()
+    assert [(lane.tenant_id, len(found)) for lane, found in spilled] == [("large", 90)]
+    lane, found = spilled[0]
+    buffers.put_back(lane, found)
+    assert buffers.depths() == {"large": 90, "small": 5}
+    assert list(lane.entries) == found
+
+
+def test_total_bounds_hold_for_events_and_bytes(clock):
+    buffers = make(clock, limits={"max_total_queued": 2})
+    fill(buffers, "t", 2)
+    assert buffers.admit(Entry("u", b"x")) == "full"
+    assert not buffers.wait_for_room(Entry("u", b"x"), 0.01)
+    buffers = make(clock, limits={"max_queued_bytes": 100_000}, on_queue_full="drop")
+    assert buffers.admit(Entry("t", b"x" * 60_000)) == "admitted"
+    assert buffers.admit(Entry("u", b"x" * 60_000)) == "drop"
+
+
+def test_admission_is_atomic(clock):
+    buffers = make(clock, limits={"max_total_queued": 1000}, max_queue_size=100_000)
+    verdicts = []
+
+    def work():
+        verdicts.extend(buffers.admit(Entry("t", b"x")) for _ in range(1000))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts.count("admitted") == buffers.events == 1000
+
+
+def test_tenants_without_anything_are_forgotten(clock):
+    buffers = make(clock, many=False, max_size=1)
+    for number in range(5000):
+        fill(buffers, f"t{number}", 1)
+        ((lane, found),) = buffers.take(0)
+        buffers.settle(lane, found)
+    assert len(buffers._lanes) <= 4097
+
+
+def test_the_end_takes_everything(clock):
+    buffers = make(clock, many=False, max_size=2)
+    entries = fill(buffers, "t", 5)
+    ((lane, first),) = buffers.take(0)
+    assert [found for _, found in buffers.drain()] == [entries]
+    buffers.retry_later(lane, first, 1.0)
+    buffers.close()
+    assert buffers.take(None) is None
