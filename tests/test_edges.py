@@ -1,0 +1,121 @@
+"""The less travelled ways: each is somebody's everyday."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import logbun_logging
+from logbun_logging import AuditLogger, AuditTrail, BatchingAuditHandler, ConfigurationError
+from logbun_logging.adapters.sqlite import SQLiteAdapter
+from logbun_logging.context import bind_audit_context, reset_audit_context
+from logbun_logging.files import open_locked, write_atomically
+from logbun_logging.options import BatchingOptions
+from logbun_logging.signals import shutdown_on_signals
+from tests.fakes import MemoryAdapter
+from tests.test_values import encode
+
+TEXT = ["actor_id", "tenant_id", "entity_type", "entity_id", "outcome", "request_id"]
+TEXT += ["ip_address", "user_agent"]
+
+
+@pytest.mark.parametrize("action", ["a", "a\0"])
+def test_every_text_field_takes_numbers(action):
+    event = encode(action=action, **dict.fromkeys(TEXT, 7))
+    assert [getattr(event, name) for name in TEXT] == ["7"] * len(TEXT)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retention": {"cron": 5}},
+        {"retention": {"tenants": 5}},
+        {"redact": 5},
+        {"redact": [5]},
+        {"tenancy": {"resolve_connection": str}},
+        {"tenancy": {"resolve_connection": 5}},
+        {"tenancy": {"mode": "database_per_tenant", "resolve_connection": str}},
+        {
+            "tenancy": {"mode": "database_per_tenant", "resolve_connection": str},
+            "adapter": None,
+            "require_tenant_id": False,
+        },
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, options):
+    given = {"namespace": "test", "adapter": f"sqlite:///{tmp_path}/a.db", **options}
+    with pytest.raises(ConfigurationError):
+        AuditTrail(**given)
+
+
+def test_options_may_be_objects(make_trail):
+    trail = make_trail(batching=BatchingOptions(max_size=3), redact=[])
+    assert trail.options.batching.max_size == 3
+    assert repr(trail) == "AuditTrail(namespace='test', mode='volatile')"
+
+
+def test_flushing_and_closing_the_handlers_is_flushing_and_closing_the_trail(
+    make_trail, make_logger
+):
+    trail = make_trail()
+    handler = BatchingAuditHandler(trail=trail)
+    log = make_logger(handler, trail.handler)
+    log.info("a")
+    handler.flush()
+    trail.handler.flush()
+    assert trail.stats()["inserted"] == 2
+    log.removeHandler(handler)
+    handler.close()
+    trail.handler.close()
+    assert trail.pipeline.closing
+
+
+def test_an_adapter_that_says_false_has_not_stored(make_trail, make_logger):
+    class Refusing(MemoryAdapter):
+        def bulk_insert(self, tenant_id, events):
+            return False
+
+    trail = make_trail(adapter=Refusing(), retry={"max_retries": 1, "base_delay": 0.0})
+    AuditLogger(make_logger(trail.handler)).fire("a")
+    assert trail.flush(20)
+    assert trail.stats()["dead_lettered"] == 1
+    assert "returned False" in trail.dlq.list()[0].envelope.reason
+
+
+def test_an_adapter_that_is_not_open_says_so(tmp_path):
+    adapter = SQLiteAdapter(tmp_path / "a.db")
+    with pytest.raises(logbun_logging.AdapterUnavailableError, match="not open"):
+        adapter.bulk_insert("t", [])
+    with pytest.raises(ConfigurationError, match="busy_timeout"):
+        SQLiteAdapter(tmp_path / "a.db", busy_timeout="5")
+
+
+def test_a_token_of_another_context_clears():
+    from contextvars import copy_context
+
+    token = copy_context().run(bind_audit_context, tenant_id="t")
+    reset_audit_context(token)
+    assert logbun_logging.get_audit_context() == {}
+
+
+def test_a_file_that_cannot_be_renamed_leaves_nothing(tmp_path):
+    target = tmp_path / "folder"
+    target.mkdir()
+    with pytest.raises(OSError, match="folder"):
+        write_atomically(target, [b"x"])
+    assert os.listdir(tmp_path) == ["folder"]
+    assert open_locked(tmp_path / "none") is None
+
+
+def test_signals_that_somebody_handles_are_left_alone(monkeypatch):
+    import signal
+
+    installed = {}
+    monkeypatch.setattr(signal, "getsignal", {1: signal.SIG_DFL, 15: signal.SIG_IGN}.get)
+    monkeypatch.setattr(signal, "signal", installed.__setitem__)
+    shutdown_on_signals([signal.SIGHUP, signal.SIGTERM])
+    assert list(installed) == [signal.SIGHUP]
+    with pytest.raises(SystemExit) as ended:
+        installed[signal.SIGHUP](1, None)
+    assert ended.value.code == 129
