@@ -1,0 +1,182 @@
+"""How fast adapters insert, beside their bare driver doing the same.
+
+::
+
+    python -m tests.benchmarks.adapters sqlite --json figures.json
+
+Both store the same events into the same table, with the same indexes and the same promise about
+power cuts, a batch at a time. Rounds alternate, each on a database of its own; the medians count.
+Another database is another :class:`Backend` in :data:`BACKENDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from logbun_logging.adapters import SQLiteAdapter, sql
+from logbun_logging.testing import samples
+
+#: Batch size to the number of batches in a round.
+SIZES = {100: 50, 1_000: 20, 10_000: 3}
+
+
+class Backend:
+    """One database, made anew for each round.
+
+    Args:
+        folder: an empty folder of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def adapter(self):
+        """Return an adapter of an empty database, not open yet."""
+        raise NotImplementedError
+
+    def rows(self, events):
+        """Return *events* as the bare driver wants them; this is not measured."""
+        return [sql.to_row(event) for event in events]
+
+    def open_bare(self):
+        """Connect the bare driver to the database in which the adapter has made the table."""
+        raise NotImplementedError
+
+    def bare(self, rows):
+        """Store one batch by the bare driver, as durably as the adapter does."""
+        raise NotImplementedError
+
+    def close_bare(self):
+        """Close the bare driver's connection."""
+
+
+class SQLite(Backend):
+    def adapter(self):
+        return SQLiteAdapter(self.folder / "audit.db")
+
+    def open_bare(self):
+        self.connection = sqlite3.connect(self.folder / "audit.db", isolation_level=None)
+        self.connection.execute("PRAGMA synchronous = FULL")
+
+    def bare(self, rows):
+        self.connection.execute("BEGIN IMMEDIATE")
+        self.connection.executemany(sql.insert_statement(1), rows)
+        self.connection.execute("COMMIT")
+
+    def close_bare(self):
+        self.connection.close()
+
+
+BACKENDS: dict[str, type[Backend]] = {"sqlite": SQLite}
+
+
+def batches(size, count):
+    """Return *count* batches of one tenant each, as an application makes them."""
+    rng = random.Random(1)
+    made = []
+    for number in range(count):
+        tenant = f"tenant_{number % 10}"
+        made.append(
+            [
+                samples.event_at(
+                    samples.BASE + timedelta(milliseconds=number * size + place),
+                    rng,
+                    action=rng.choice(("course.created", "course.deleted", "user.invited")),
+                    tenant_id=tenant,
+                    actor_id=f"user_{rng.randrange(200)}",
+                    entity_type="course",
+                    entity_id=f"course_{rng.randrange(2000)}",
+                    new_values={"title": "Advanced Python", "seats": rng.randrange(50)},
+                    metadata={"plan": "pro", "text": "x" * 200},
+                    ip_address="203.0.113.9",
+                    user_agent="Mozilla/5.0 (X11; Linux x86_64)",
+                )
+                for place in range(size)
+            ]
+        )
+    return made
+
+
+def adapter_rate(backend, made):
+    """Return rows per second through the adapter."""
+    adapter = backend.adapter()
+    adapter.init()
+    try:
+        started = time.perf_counter()
+        for batch in made:
+            if adapter.bulk_insert(batch[0].tenant_id, batch) is False:
+                raise RuntimeError("the adapter has not stored a batch")
+        seconds = time.perf_counter() - started
+    finally:
+        adapter.close()
+    return sum(map(len, made)) / seconds
+
+
+def bare_rate(backend, made):
+    """Return rows per second through the bare driver."""
+    adapter = backend.adapter()
+    adapter.init()
+    adapter.close()
+    prepared = [backend.rows(batch) for batch in made]
+    backend.open_bare()
+    try:
+        started = time.perf_counter()
+        for rows in prepared:
+            backend.bare(rows)
+        seconds = time.perf_counter() - started
+    finally:
+        backend.close_bare()
+    return sum(map(len, made)) / seconds
+
+
+def measure(name, size, count, rounds):
+    """Return the median rates of one adapter and its driver at one batch size."""
+    made = batches(size, count)
+    rates = {adapter_rate: [], bare_rate: []}
+    for _ in range(rounds):
+        for rate, found in rates.items():
+            with tempfile.TemporaryDirectory(prefix=f"logbun-{name}-") as folder:
+                found.append(rate(BACKENDS[name](Path(folder)), made))
+    adapter, bare = (statistics.median(found) for found in rates.values())
+    return {
+        "adapter": name,
+        "batch": size,
+        "rows_per_s": round(adapter),
+        "bare_rows_per_s": round(bare),
+        "ratio": round(adapter / bare, 2),
+    }
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("backends", nargs="+", choices=BACKENDS)
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="a file to write the figures to")
+    options = parser.parse_args(arguments)
+    print(f"{'adapter':<14}{'batch':>8}{'rows/s':>12}{'bare rows/s':>14}{'ratio':>8}")
+    figures = []
+    for name in options.backends:
+        for size in options.sizes:
+            figure = measure(name, size, SIZES.get(size, 10), options.rounds)
+            figures.append(figure)
+            print(
+                f"{name:<14}{size:>8,}{figure['rows_per_s']:>12,}"
+                f"{figure['bare_rows_per_s']:>14,}{figure['ratio']:>8.2f}",
+                flush=True,
+            )
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
