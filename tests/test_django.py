@@ -4,7 +4,6 @@ import asyncio
 import gc
 import json
 import logging
-import socket
 import sys
 import threading
 from contextlib import contextmanager
@@ -12,14 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import django
-import httpx
 import pytest
-import uvicorn
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 
 from logbun_logging import AuditTrail, bind_audit_context, get_audit_context
 from logbun_logging.errors import ConfigurationError
+from tests.servers import uvicorn_thread
 
 AGENT = {"user-agent": "test/1", "x-request-id": "r1"}
 
@@ -84,9 +82,8 @@ abandoned = threading.Event()
 
 async def endless_steps():
     try:
-        while True:
-            yield b"x" * 1000
-            await asyncio.sleep(0)
+        yield b"x"
+        await asyncio.Event().wait()  # here, not while sending, the client's end is heard
     finally:
         ended.append(context())
         abandoned.set()
@@ -531,24 +528,15 @@ def test_django_behind_uvicorn(ann):
     session = Client()
     session.force_login(ann)
     cookies = {"sessionid": session.cookies["sessionid"].value}
-    sock = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(get_asgi_application(), lifespan="off", log_level="critical")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([sock],))
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        with httpx.Client(base_url=url, headers=AGENT, cookies=cookies, timeout=20) as client:
-            bound = {**LOCAL, "actor_id": str(ann.pk)}
-            assert client.get("/sync").json() == bound
-            assert client.get("/async").json() == bound
-            lines = client.get("/async-stream").text.splitlines()
-            assert ([json.loads(text) for text in lines], ended.pop()) == in_stream(ann)
-            with client.stream("GET", "/endless") as response:
-                next(response.iter_bytes())
-            assert abandoned.wait(10)
-            assert ended.pop() == bound
-    finally:
-        server.should_exit = True
-        thread.join(20)
-    assert not thread.is_alive()
+    with uvicorn_thread(get_asgi_application()) as client:
+        client.headers.update(AGENT)
+        client.cookies.update(cookies)
+        bound = {**LOCAL, "actor_id": str(ann.pk)}
+        assert client.get("/sync").json() == bound
+        assert client.get("/async").json() == bound
+        lines = client.get("/async-stream").text.splitlines()
+        assert ([json.loads(text) for text in lines], ended.pop()) == in_stream(ann)
+        with client.stream("GET", "/endless") as response:
+            next(response.iter_bytes())
+        assert abandoned.wait(10)
+        assert ended.pop() == bound

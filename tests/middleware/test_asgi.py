@@ -204,9 +204,8 @@ def starlette_app(seen):
     async def endless(request):
         async def steps():
             try:
-                while True:
-                    yield b"x" * 1000
-                    await asyncio.sleep(0)
+                yield b"x"
+                await asyncio.Event().wait()  # here, not while sending, the client's end is heard
             finally:
                 seen.append(context())
                 ended.set()
