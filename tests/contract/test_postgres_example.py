@@ -1,0 +1,83 @@
+"""The adapter that the documentation writes, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from logbun_logging.testing import ServerContract, samples
+from tests.contract.postgres import PostgresServer, binaries, free_port
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "postgres_adapter.py"
+
+if binaries() is None:
+    pytest.skip("PostgreSQL is missing: apt-get install postgresql", allow_module_level=True)
+
+spec = importlib.util.spec_from_file_location("postgres_adapter", EXAMPLE)
+example = importlib.util.module_from_spec(spec)
+sys.modules["postgres_adapter"] = example
+spec.loader.exec_module(example)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    server = PostgresServer(binaries())
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def empty(postgres):
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS audit_logs")
+    return postgres
+
+
+class TestPostgresAdapter(ServerContract):
+    @pytest.fixture
+    def server(self, empty):
+        return empty
+
+    @pytest.fixture
+    def make_adapter(self, empty):
+        return lambda: example.PostgresAdapter(empty.dsn(), timeout=2)
+
+    @pytest.fixture
+    def unreachable_adapter(self, postgres):
+        return example.PostgresAdapter(postgres.dsn(port=free_port()), timeout=2)
+
+    @pytest.fixture
+    def denied_adapter(self, postgres):
+        return example.PostgresAdapter(postgres.dsn(password="wrong"), timeout=2)
+
+    @pytest.fixture
+    def older_table(self, empty):
+        def make():
+            old = [
+                samples.encode("old", tenant_id="t", metadata={"a": 1}),
+                samples.encode("old", actor_id="u"),
+            ]
+            with psycopg.connect(empty.dsn(), autocommit=True) as connection:
+                connection.execute(
+                    "CREATE TABLE audit_logs (id uuid PRIMARY KEY, created_at timestamptz NOT NULL,"
+                    " action text NOT NULL, tenant_id text, metadata json, actor_id text NOT NULL)"
+                )
+                for event in old:
+                    metadata = event.metadata and '{"a": 1}'
+                    connection.execute(
+                        "INSERT INTO audit_logs VALUES (%s, %s, %s, %s, %s, %s)",
+                        (
+                            *(event.id, event.created_at, event.action, event.tenant_id, metadata),
+                            event.actor_id,
+                        ),
+                    )
+            return old
+
+        return make
