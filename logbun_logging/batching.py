@@ -292,7 +292,12 @@ class Buffers:
         return self._ready[0].since + _LINGER - self._clock()
 
     def settle(self, lane: Lane, entries: Sequence[Entry], *, free: bool = True) -> None:
-        """Take *entries* off the books; with *free* the lane may be taken again."""
+        """Take *entries* off the books; with *free* the lane may be taken again.
+
+        A batch that was in flight when everything was given up is off the books already.
+        """
+        if free and lane.in_flight is not entries:
+            return
         size = sum(len(entry.payload) for entry in entries) + _OVERHEAD * len(entries)
         with self._lock:
             lane.settled += len(entries)
@@ -405,7 +410,7 @@ class Buffers:
             found: Shipment = []
             for lane in self._lanes.values():
                 entries = [*lane.in_flight, *lane.retrying, *lane.entries]
-                lane.retrying = []
+                lane.in_flight, lane.retrying = [], []
                 lane.entries.clear()
                 if entries:
                     found.append((lane, entries))

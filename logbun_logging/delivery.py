@@ -221,14 +221,16 @@ class Delivery:
         if breaker.succeeded():
             self._recovered()
 
-    def bisect(self, tenant_id: str | None, payloads: Sequence[bytes]) -> list[tuple[bytes, str]]:
-        """Insert what can be inserted of a batch that was refused; return the rest with reasons.
+    def bisect(
+        self, tenant_id: str | None, payloads: Sequence[bytes]
+    ) -> list[tuple[bytes, Outcome]]:
+        """Insert what can be inserted of a batch that was refused; return the rest, and why.
 
         Splitting costs about ``2 · log2(n)`` inserts for each bad row. If nothing at all succeeds
         on the way to the first single row, the fault is not with the rows, and the whole is
         returned.
         """
-        rest: list[tuple[bytes, str]] = []
+        rest: list[tuple[bytes, Outcome]] = []
         stack = [list(payloads)]
         stored = False
         failures = 0
@@ -242,9 +244,9 @@ class Delivery:
             failures += 1
             hopeless = outcome.verdict is Verdict.OUTAGE or (not stored and failures > patience)
             if len(part) == 1 or hopeless:
-                rest.extend((payload, outcome.reason) for payload in part)
+                rest.extend((payload, outcome) for payload in part)
                 if hopeless:
-                    rest.extend((payload, outcome.reason) for p in reversed(stack) for payload in p)
+                    rest.extend((payload, outcome) for p in reversed(stack) for payload in p)
                     break
                 continue
             middle = len(part) // 2

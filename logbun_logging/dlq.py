@@ -25,7 +25,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ import msgspec
 
 from logbun_logging.errors import LogbunError
 from logbun_logging.event import AuditEvent, decode_event, utc_now
-from logbun_logging.files import make_folder, open_locked, write_atomically
+from logbun_logging.files import make_folder, open_locked, unlock, write_atomically
 from logbun_logging.options import DlqOptions
 from logbun_logging.wal.codec import encode_line, entry_of, read_records
 
@@ -106,12 +106,19 @@ class DlqFile:
 
 
 class Claim:
-    """A file that this process works on; nobody else does, until one of the methods is called."""
+    """A file that this process works on, and nobody else.
 
-    def __init__(self, queue: DeadLetterQueue, path: Path, descriptor: int) -> None:
+    It ends with the first call of :meth:`done`, :meth:`fail` or :meth:`put_back`; later ones do
+    nothing.
+    """
+
+    def __init__(
+        self, queue: DeadLetterQueue, path: Path, descriptor: int, *, dead: bool = False
+    ) -> None:
         self._queue = queue
         self._path = path
         self._descriptor = descriptor
+        self._was = _DEAD if dead else _PENDING
         self.name = _split(path.name)[0]
 
     def read(self) -> tuple[Envelope, list[bytes]]:
@@ -140,27 +147,33 @@ class Claim:
 
     def done(self) -> None:
         """Remove the file: its events are in the database."""
-        self._path.unlink(missing_ok=True)
-        self._close()
+        if self._descriptor >= 0:
+            self._path.unlink(missing_ok=True)
+            self.close()
 
     def put_back(self) -> None:
-        """Leave the file pending as it was."""
-        with suppress(FileNotFoundError):
-            self._path.rename(self._path.with_name(self.name + _PENDING))
-        self._close()
+        """Leave the file as it was; where even that fails, as one whose claimant has died."""
+        if self._descriptor >= 0:
+            with suppress(OSError):
+                self._path.rename(self._path.with_name(self.name + self._was))
+            self.close()
 
     def fail(self, envelope: Envelope, payloads: Sequence[bytes], *, dead: bool) -> None:
         """Write what is left, with a new envelope, and leave it pending or dead."""
-        target = self._path.with_name(self.name + (_DEAD if dead else _PENDING))
-        write_atomically(target, _chunks(envelope, payloads))
-        self._path.unlink(missing_ok=True)
-        self._close()
+        if self._descriptor >= 0:
+            target = self._path.with_name(self.name + (_DEAD if dead else _PENDING))
+            write_atomically(target, _chunks(envelope, payloads))
+            self._path.unlink(missing_ok=True)
+            self.close()
 
-    def _close(self) -> None:
+    def close(self, *, inherited: bool = False) -> None:
+        """Give up the lock; one that a forked child has *inherited* stays the parent's."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
+            if not inherited:
+                unlock(descriptor)
             os.close(descriptor)
-        self._queue.forget_figures()
+            self._queue.ended(self)
 
 
 class DeadLetterQueue:
@@ -169,11 +182,19 @@ class DeadLetterQueue:
     Args:
         folder: the namespace's ``dlq`` folder; made when first written to.
         options: its bounds.
+        retry: tries one file, or all pending ones, and returns the number of events inserted.
     """
 
-    def __init__(self, folder: Path, options: DlqOptions) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: DlqOptions,
+        retry: Callable[[str | None], int] = lambda _: 0,
+    ) -> None:
         self._folder = folder
         self._options = options
+        self._retry = retry
+        self._claims: set[Claim] = set()
         self._lock = threading.Lock()
         self._envelopes: dict[tuple[str, State, int], Envelope | None] = {}
         self._known: tuple[int, int] | None = None  # files and bytes, by our own account
@@ -208,10 +229,24 @@ class DeadLetterQueue:
         return name
 
     def claims(self) -> Iterator[Claim]:
-        """Claim and yield the pending files, oldest first, and those whose claimant has died."""
+        """Claim and yield the pending files, oldest first, and those whose claimant has died.
+
+        Raises:
+            OSError: some file could not be claimed; all others have been yielded before.
+        """
+        problem: OSError | None = None
         for name, state, _ in sorted(self._scan(), key=lambda item: _age(item[0])):
-            if state != "dead" and (claim := self.claim(name, state)) is not None:
+            if state == "dead":
+                continue
+            try:
+                claim = self.claim(name, state)
+            except OSError as error:
+                problem = error
+                continue
+            if claim is not None:
                 yield claim
+        if problem is not None:
+            raise problem
 
     def claim(self, name: str, state: State) -> Claim | None:
         """Claim one file; None if another process has it or it is gone."""
@@ -221,15 +256,32 @@ class DeadLetterQueue:
         descriptor = open_locked(path[state])
         if descriptor is None:
             return None
-        if state == "processing":
-            dead = path["dead"]
-            if pending.exists() or dead.exists():  # its claimant died after writing the outcome
-                processing.unlink(missing_ok=True)
-                os.close(descriptor)
-                return None
-        else:
-            path[state].rename(processing)
-        return Claim(self, processing, descriptor)
+        try:
+            if state == "processing":
+                if pending.exists() or path["dead"].exists():  # it died after writing the outcome
+                    processing.unlink(missing_ok=True)
+                    os.close(descriptor)
+                    return None
+            else:
+                path[state].rename(processing)
+        except OSError:
+            os.close(descriptor)
+            raise
+        claim = Claim(self, processing, descriptor, dead=state == "dead")
+        self._claims.add(claim)
+        return claim
+
+    def ended(self, claim: Claim) -> None:
+        """Forget a claim, and count the files anew before the next ``put``."""
+        self._claims.discard(claim)
+        with self._lock:
+            self._known = None
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's claims."""
+        self._lock = threading.Lock()
+        for claim in [*self._claims]:
+            claim.close(inherited=True)
 
     def set_aside(self, name: str, bad: Sequence[bytes]) -> None:
         """Keep damaged records in a ``.corrupt`` file."""
@@ -258,11 +310,6 @@ class DeadLetterQueue:
         """Tell whether nothing is pending or being retried."""
         return all(state == "dead" for _, state, _ in self._scan())
 
-    def forget_figures(self) -> None:
-        """Count the files anew before the next ``put``."""
-        with self._lock:
-            self._known = None
-
     # ── the operator ──
 
     def list(self, state: State | None = None) -> _Files:
@@ -276,9 +323,17 @@ class DeadLetterQueue:
         Raises:
             KeyError: there is no such file.
         """
-        with self._find(name).open("rb") as file:
+        try:
+            file = self._find(name).open("rb")
+        except FileNotFoundError:
+            raise KeyError(name) from None
+        with file:
             file.readline()
-            return [decode_event(payload) for payload, whole in read_records(file) if whole]
+            return [
+                decode_event(payload)
+                for payload, whole in read_records(file)
+                if whole and entry_of(payload, check=True) is not None
+            ]
 
     def requeue(self, name: str) -> bool:
         """Make a dead file pending again with its attempts at 0; False if it is not dead.
@@ -289,9 +344,22 @@ class DeadLetterQueue:
         claim = self.claim(name, "dead")
         if claim is None:
             return False
-        envelope, payloads = claim.read()
-        claim.fail(msgspec.structs.replace(envelope, attempts=0), payloads, dead=False)
+        try:
+            envelope, payloads = claim.read()
+            claim.fail(msgspec.structs.replace(envelope, attempts=0), payloads, dead=False)
+        finally:
+            claim.put_back()  # if that failed
         return True
+
+    def retry(self, name: str | None = None) -> int:
+        """Try to insert a pending or dead file now, or all pending ones, oldest first.
+
+        Returns how many events were inserted. A file that fails is treated as by a scan.
+
+        Args:
+            name: the file; all that are pending by default.
+        """
+        return self._retry(name)
 
     def delete(self, name: str) -> bool:
         """Remove a pending or dead file with its events for good; False if it cannot be had."""

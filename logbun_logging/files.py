@@ -19,14 +19,18 @@ __all__ = [
     "PRIVATE_FILE",
     "make_folder",
     "open_locked",
+    "remove_leftovers",
     "sync_folder",
     "try_lock",
+    "unlock",
     "write_atomically",
 ]
 
 #: Audit data is nobody else's business.
 PRIVATE_FILE: Final = 0o600
 _PRIVATE_FOLDER: Final = 0o700
+
+_TEMPORARY: Final = ".tmp"
 
 
 def make_folder(path: Path) -> None:
@@ -53,28 +57,59 @@ def sync_folder(path: Path) -> None:
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> int:
     """Write a file that is either there whole or not at all; return its size in bytes.
 
-    A temporary file in the same folder is synced and then renamed over *path*.
+    A temporary file in the same folder is synced and then renamed over *path*. It is locked until
+    then, so that one which a killed process has left can be told from one that is being written.
 
     Raises:
         OSError: the disk is full, say; nothing is left behind then.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    descriptor = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_FILE
-    )
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+    temporary = path.with_name(path.name + _TEMPORARY)
+    with os.fdopen(_create_locked(temporary), "wb") as file:
+        try:
             file.writelines(chunks)
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
             size = file.tell()
-        temporary.rename(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+            temporary.rename(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        finally:
+            unlock(file.fileno())
     sync_folder(path.parent)
     return size
+
+
+def _create_locked(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+    while True:
+        descriptor = os.open(path, flags, PRIVATE_FILE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # taken for a leftover, and removed
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in *folder*."""
+    for path in folder.glob("*" + _TEMPORARY):
+        descriptor = open_locked(path)
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def unlock(descriptor: int) -> None:
+    """Unlock at once: a forked child may have inherited the descriptor, and the lock with it."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def try_lock(descriptor: int) -> bool:

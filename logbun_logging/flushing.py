@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -86,8 +87,9 @@ class Flusher:
     def stop(self, timeout: float) -> None:
         """Let the workers end; one that hangs in a driver is left behind."""
         self._buffers.close()
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def run_here(self) -> None:
         """Deliver everything that is due on the calling thread, which is the last one left."""
@@ -140,15 +142,18 @@ class Flusher:
             delay = self._retry.base_delay * 2**lane.attempt * (0.9 + 0.2 * self._rng())
             self._buffers.retry_later(lane, entries, min(delay, _LONGEST_DELAY))
             return
-        by_payload = {entry.payload: entry for entry in entries}
+        by_payload: dict[bytes, list[Entry]] = defaultdict(list)  # recovery may read a record twice
+        for entry in entries:
+            by_payload[entry.payload].append(entry)
         reasons: dict[str, list[Entry]] = defaultdict(list)
         if outcome.verdict is Verdict.OUTAGE:
             reasons[outcome.reason] = entries
         else:
             rest = self._delivery.bisect(lane.tenant_id, list(by_payload))
-            for payload, reason in rest:
-                reasons[reason].append(by_payload.pop(payload))
-            self._wal.acknowledge(by_payload.values())
+            for payload, why in rest:
+                reasons[why.reason] += by_payload.pop(payload)
+            for stored in by_payload.values():
+                self._wal.acknowledge(stored)
         for reason, unsent in reasons.items():
             if self._dead_letter(lane.tenant_id, unsent, reason):
                 self._counters.add("dead_lettered", len(unsent))

@@ -155,7 +155,8 @@ def _secure(pipeline: Pipeline, record: logging.LogRecord, *, safe: bool) -> Non
     awaited = record.awaited if isinstance(record, AuditRecord) else None
     if pipeline.sync_each:
         if awaited is None:
-            pipeline.wal.commit()
+            if not pipeline.wal.commit():  # it is in memory, and written again as soon as possible
+                pipeline.counters.add("wal_failures")
         else:
             awaited.append(pipeline)
     elif isinstance(record, AuditRecord):

@@ -135,7 +135,7 @@ class Pipeline:
         self.reporter = Reporter(options.namespace, options.on_event, self.counters)
         self.encoder = EventEncoder(options.limits, options.redact, self.counters)
         self.wal = WalWriter(options.folder / "wal", options.fsync, options.wal, self._wal_failed)
-        self.dlq = DeadLetterQueue(options.folder / "dlq", options.dlq)
+        self.dlq = DeadLetterQueue(options.folder / "dlq", options.dlq, self._retry_dead_letters)
         self.buffers = Buffers(
             options.batching,
             options.limits,
@@ -164,6 +164,7 @@ class Pipeline:
             retry=options.retry,
             bootstrap=self._bootstrap,
             healthy=lambda: self.opened.is_set() and self.databases.healthy(),
+            tend=self._tend_alone,
             independent=self.databases.per_tenant,
             tenant_required=options.require_tenant_id,
             counters=self.counters,
@@ -203,6 +204,10 @@ class Pipeline:
     def submit_otherwise(self, entry: Entry, verdict: Admission) -> Submission:
         """Find a place for an event that the WAL could not take, or that memory has no room for."""
         if verdict == "admitted":
+            if self.wal.ended:  # the call began before the end, and nobody reads the queue any more
+                self.buffers.discard([entry])
+                self.keep_late(entry)
+                return GONE
             self.counters.add("wal_failures")
             return QUEUE_UNSAFE
         self.counters.add("accepted")
@@ -259,6 +264,11 @@ class Pipeline:
             self.redelivery.scan_soon()
         self.reporter.watch()
 
+    def _tend_alone(self) -> None:
+        """Do the same where no queue is in use, and so no listener."""
+        if not self.sources:
+            self.tend()
+
     # ── start and stop ──
 
     def start(self) -> None:
@@ -273,6 +283,8 @@ class Pipeline:
                 self.flusher.start(1 if self.databases.shared else _WORKERS)
                 self.redelivery.start()
                 self.retention.start()
+                if self.durable:
+                    self.wal.poke()
                 for source in self.sources:
                     source.start()
             _flush_at_process_exit(self)
@@ -299,17 +311,20 @@ class Pipeline:
             # In this order: what comes back while we look is in the buffers when we flush them.
             more = self._more_to_come()
             delivered = self.buffers.flush(deadline)
-            if not delivered or not more:
+            if not delivered or not more or time.monotonic() >= deadline:
                 break
             self.redelivery.nudge()
             self._finished.wait(_LOOK)
+        delivered = delivered and not more and not self.redelivery.parked()
         self._flush_failed_at = None if delivered else time.monotonic()
         return delivered
 
     def _more_to_come(self) -> bool:
-        if self.redelivery.recovering or self.wal.has_parked():
+        if self.bootstrap_error is not None or not self.databases.healthy():
+            return False  # the rest waits in files until there is a database
+        if self.redelivery.recovering or self.redelivery.parked():
             return True
-        if self._spilled and self.databases.healthy():
+        if self._spilled:
             self._spilled = False
             self.redelivery.scan_soon()
         return self.redelivery.scanning
@@ -360,8 +375,19 @@ class Pipeline:
         self.flusher.stop(0.5)
         self.delivery.close()
         self.wal.close()
+        self._sweep()
         self.reporter.watch()
         return delivered
+
+    def _sweep(self) -> None:
+        """Keep for the next trail what calls that began before the end have queued since."""
+        for source in self.sources:
+            source.stop(0.0)
+        for _, entries in self.buffers.drain():
+            left = [entry for entry in entries if not self.wal.keeps(entry)]
+            self.buffers.discard(left)
+            for entry in left:
+                self.keep_late(entry)
 
     def _close_adapters(self, deadline: float) -> None:
         try:
@@ -394,6 +420,10 @@ class Pipeline:
         self.opened.set()
         return True
 
+    def _retry_dead_letters(self, name: str | None) -> int:
+        self.start()
+        return self.redelivery.retry(name)
+
     def _recovered(self) -> None:
         self.reporter.report("database_recovered", logging.INFO)
         self.redelivery.scan_soon()
@@ -420,8 +450,7 @@ class Pipeline:
 
 def _reset_live_pipelines() -> None:
     for pipeline in list(_live):
-        if not pipeline.closing:
-            pipeline.after_fork()
+        pipeline.after_fork()
 
 
 os.register_at_fork(after_in_child=_reset_live_pipelines)

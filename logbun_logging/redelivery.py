@@ -19,10 +19,11 @@ from logbun_logging.batching import Buffers
 from logbun_logging.delivery import Delivery, Verdict
 from logbun_logging.dlq import Claim, DeadLetterQueue
 from logbun_logging.event import Entry, utc_now
+from logbun_logging.files import remove_leftovers
 from logbun_logging.options import RetryOptions
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
-from logbun_logging.wal import AdoptedLog, WalWriter, adopt_abandoned, read_segment
+from logbun_logging.wal import AdoptedLog, Segment, WalWriter, adopt_abandoned, read_segment
 
 __all__ = ["Redelivery"]
 
@@ -31,6 +32,9 @@ _WINDOW = 10_000
 
 #: How often recovery looks whether there is room again, in seconds.
 _LOOK = 0.02
+
+#: Recovered events between two looks at the database's health.
+_HEALTH_EVERY = 64
 
 #: How often the thread looks whether something has to be done, in seconds.
 _TICK = 0.5
@@ -51,6 +55,7 @@ class Redelivery:
         tenant_required: batches without a tenant are never delivered.
         counters: what happened.
         reporter: told of problems.
+        tend: called at every look.
         independent: each tenant has a database of its own.
         clock: monotonic seconds.
     """
@@ -69,6 +74,7 @@ class Redelivery:
         tenant_required: bool,
         counters: Counters,
         reporter: Reporter,
+        tend: Callable[[], None] = lambda: None,
         independent: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -84,11 +90,13 @@ class Redelivery:
         self._tenant_required = tenant_required
         self._counters = counters
         self._reporter = reporter
+        self._tend = tend
         self._clock = clock
         self._pass_lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._scan_soon = False
+        self._scanning = False
         self._adopted: list[AdoptedLog] = []
         self._thread: threading.Thread | None = None
         self.recovering = False
@@ -112,7 +120,12 @@ class Redelivery:
     @property
     def scanning(self) -> bool:
         """A scan that was asked for has not ended yet."""
-        return self._scan_soon
+        return self._scan_soon or self._scanning
+
+    def parked(self) -> int:
+        """Return how many records wait in WAL files alone, to be read back."""
+        adopted = sum(segment.parked for log in [*self._adopted] for segment in [*log.segments])
+        return self._wal.parked() + adopted
 
     def nudge(self) -> None:
         """Look now whether something has to be done."""
@@ -132,6 +145,7 @@ class Redelivery:
         """In a forked child: let go of the parent's locks."""
         for log in self._adopted:
             log.abandon()
+        self._dlq.abandon()
 
     def run_pass(self) -> bool:
         """Recover and scan once; return False if a pass is running already."""
@@ -142,6 +156,7 @@ class Redelivery:
             self._scan()
         finally:
             self._pass_lock.release()
+            self._release()
         return True
 
     def _run(self) -> None:
@@ -150,23 +165,19 @@ class Redelivery:
         pause = 0.0
         while not self._stopping.is_set():
             try:
+                self._tend()
+                self._release()
                 opened = self._bootstrap()
                 now = self._clock()
                 with self._pass_lock:
                     if now >= next_adoption:
-                        self._recover()
                         next_adoption = now + self._retry.scan_interval
+                        self._recover()
                     elif opened:
                         self._read_parked()
                     if now >= next_scan or (self._scan_soon and opened):
-                        try:
-                            self._scan()
-                        finally:
-                            self._scan_soon = False
                         next_scan = now + self._retry.scan_interval
-                for log in [*self._adopted]:
-                    if log.release():
-                        self._adopted.remove(log)
+                        self._scan()
                 pause = _TICK
             except Exception as error:  # the thread must outlive whatever a disk can do
                 pause = min(30.0, max(1.0, pause * 2))
@@ -181,39 +192,60 @@ class Redelivery:
         try:
             for log in adopt_abandoned(self._folder / "wal", self._wal.instance):
                 self._adopted.append(log)
-                try:
-                    for entry in log.entries(self._damaged):
-                        if not self._readmit(entry):
-                            return
-                except OSError as error:
-                    self._adopted.remove(log)
-                    log.abandon()
-                    self._reporter.report("recovery_failed", logging.ERROR, reason=str(error))
+                for segment in [*log.segments]:
+                    if not self._read(segment):
+                        return
+                    log.release()
+            for log in self._adopted:
+                for segment in [*log.segments]:
+                    if segment.unread and not self._read(segment):  # it could not be read before
+                        return
+            for folder in (self._folder, self._folder / "wal", self._folder / "dlq"):
+                remove_leftovers(folder)
             self._read_parked()
         finally:
             self.recovering = False
 
     def _read_parked(self) -> None:
-        """Read back what was left to our own WAL, now that there is room and a database."""
+        """Read back what was left to the WAL alone, now that there is room and a database."""
         if self._buffers.events > _WINDOW or not self._healthy():
             return
-        for segment in self._wal.take_parked():
-            if segment.path is None:
-                continue
-            parked = segment.parked
-            known = {entry.payload for entry in [*segment.pending]}
-            corrupt = segment.path.with_suffix(".corrupt")
-            for entry in read_segment(segment, corrupt, self._damaged):
+        adopted = [segment for log in self._adopted for segment in log.segments]
+        for segment in (
+            *self._wal.take_parked(),
+            *(found for found in adopted if found.parked and not found.unread),
+        ):
+            if not self._read(segment):
+                return
+
+    def _read(self, segment: Segment) -> bool:
+        """Let into memory what only the segment's file has; return False if we are to stop."""
+        parked = segment.parked
+        known = {entry.payload for entry in [*segment.pending]}
+        try:
+            for entry in read_segment(segment, self._damaged):
                 if entry.payload in known:
                     segment.pending.pop(entry, None)
                 elif not self._readmit(entry):
-                    return
-            self._wal.unpark(segment, parked)
+                    return False
+        except OSError as error:  # the other files are to be had
+            reason = f"{type(error).__name__}: {error}"
+            self._reporter.report("recovery_failed", logging.ERROR, reason=reason)
+            return True
+        self._wal.unpark(segment, parked)
+        return True
+
+    def _release(self) -> None:
+        for log in [*self._adopted]:
+            if log.release():
+                self._adopted.remove(log)
 
     def _readmit(self, entry: Entry) -> bool:
         """Let a recovered entry into memory when there is room; False if we are to stop."""
         while not self._stopping.is_set():
-            if self._buffers.events < _WINDOW and self._buffers.admit(entry) == "admitted":
+            if self._counters["recovered"] % _HEALTH_EVERY == 0 and not self._healthy():
+                self._bootstrap()  # a record is nowhere safer than in the WAL: it waits there
+            elif self._buffers.events < _WINDOW and self._buffers.admit(entry) == "admitted":
                 self._buffers.put([entry])
                 self._counters.add("recovered")
                 return True
@@ -233,44 +265,80 @@ class Redelivery:
         ends it for that tenant: the start of a file's name is the same for his files and no
         other's.
         """
+        self._scanning, self._scan_soon = True, False
         down: set[str] = set()
-        for claim in self._dlq.claims():
-            if self._stopping.is_set():
-                claim.put_back()
-                return
-            tenant_part = claim.name.rsplit("_", 2)[0]
-            if tenant_part in down:
-                claim.put_back()
-            elif not self._retry_file(claim):
-                claim.put_back()
-                if not self._independent:
+        try:
+            for claim in self._dlq.claims():
+                tenant_part = claim.name.rsplit("_", 2)[0]
+                if self._stopping.is_set():
+                    claim.put_back()
                     return
-                down.add(tenant_part)
+                if tenant_part in down:
+                    claim.put_back()
+                elif self._retry_file(claim) is None:
+                    if not self._independent:
+                        return
+                    down.add(tenant_part)
+        finally:
+            self._scanning = False
 
-    def _retry_file(self, claim: Claim) -> bool:
-        """Try one file; return False, leaving it as it is, if the database is down."""
+    def retry(self, name: str | None = None) -> int:
+        """Try one dead-lettered batch, pending or dead, or all pending ones, now.
+
+        Returns how many events were inserted.
+        """
+        if name is None:
+            before = self._counters["redelivered"]
+            with self._pass_lock:
+                self._scan()
+            return self._counters["redelivered"] - before
+        for state in ("pending", "dead"):
+            claim = self._dlq.claim(name, state)
+            if claim is not None:
+                return self._retry_file(claim) or 0
+        return 0
+
+    def _retry_file(self, claim: Claim) -> int | None:
+        """Try one file; return how many events were inserted, or None if the database is down.
+
+        A file that cannot be read or written just now stays as it is, and keeps no other from being
+        tried.
+        """
+        try:
+            return self._redeliver(claim)
+        except OSError as error:
+            self._reporter.report(
+                "redelivery_failed", file=claim.name, reason=f"{type(error).__name__}: {error}"
+            )
+            return 0
+        finally:
+            claim.put_back()
+
+    def _redeliver(self, claim: Claim) -> int | None:
         envelope, payloads = claim.read()
         if not payloads:
             claim.done()
-            return True
+            return 0
         tenant = envelope.tenant_id
+        outage = False
         if tenant is None and self._tenant_required:
             rest, reason = payloads, "no tenant_id, and require_tenant_id is on"
         else:
             outcome = self._delivery.attempt([(tenant, payloads)])
             if outcome.verdict is Verdict.OUTAGE:
                 self._reporter.report("redelivery_failed", tenant_id=tenant, reason=outcome.reason)
-                return False
-            left = (
-                [] if outcome.verdict is Verdict.STORED else self._delivery.bisect(tenant, payloads)
-            )
+                return None
+            stored = outcome.verdict is Verdict.STORED
+            left = [] if stored else self._delivery.bisect(tenant, payloads)
             rest = [payload for payload, _ in left]
-            reason = left[-1][1] if left else ""
-        self._counters.add("redelivered", len(payloads) - len(rest))
+            reason = left[-1][1].reason if left else ""
+            outage = any(found.verdict is Verdict.OUTAGE for _, found in left)
+        inserted = len(payloads) - len(rest)
+        self._counters.add("redelivered", inserted)
         if not rest:
             claim.done()
-            return True
-        attempts = envelope.attempts + 1
+            return inserted
+        attempts = envelope.attempts + (not outage)
         dead = attempts >= self._retry.max_scan_attempts
         failed = msgspec.structs.replace(
             envelope, attempts=attempts, reason=reason[:2000], last_failed_at=utc_now()
@@ -287,4 +355,4 @@ class Redelivery:
             file=claim.name,
             reason=reason,
         )
-        return True
+        return None if outage else inserted

@@ -7,6 +7,7 @@ for them.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
@@ -48,6 +49,14 @@ T = TypeVar("T")
 _trails: dict[str, AuditTrail] = {}
 _ended: dict[str, AuditTrail] = {}  # the last one, for what still comes to it
 _registry_lock = threading.RLock()
+
+
+def _reset_registry_lock() -> None:
+    global _registry_lock  # noqa: PLW0603 - another thread may have held it at the fork
+    _registry_lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_reset_registry_lock)
 
 
 def get_trail(namespace: str) -> AuditTrail:
@@ -148,7 +157,7 @@ class AuditTrail:
 
     @property
     def dlq(self) -> DeadLetterQueue:
-        """The dead-letter queue: ``list``, ``show``, ``requeue``, ``delete``."""
+        """The dead-letter queue: ``list``, ``show``, ``requeue``, ``retry``, ``delete``."""
         return self._pipeline.dlq
 
     # ── queries ──
@@ -342,19 +351,20 @@ class AuditTrail:
 
         Besides the counters of :data:`~logbun_logging.stats.COUNTERS`: ``queued`` and
         ``queued_bytes`` (in memory), ``queued_by_tenant``, ``wal`` (``segments``, ``bytes``,
-        ``oldest``), ``dlq`` (files and events by state), ``ready``, ``circuit_open``, ``databases``
-        (``open``, ``down``, and ``in_use`` where each tenant has its own), ``mode``.
+        ``oldest``, ``parked``), ``dlq`` (files and events by state), ``ready``, ``circuit_open``,
+        ``databases`` (``open``, ``down``, and ``in_use`` where each tenant has its own), ``mode``.
         """
         parts = self._pipeline
         counters = parts.counters.snapshot()
         counters["accepted"] += parts.buffers.admitted - counters["recovered"]
         segments, size, oldest = parts.wal.usage()
+        parked = parts.redelivery.parked()
         return {
             **counters,
             "queued": parts.buffers.events,
             "queued_bytes": parts.buffers.bytes,
             "queued_by_tenant": parts.buffers.depths(),
-            "wal": {"segments": segments, "bytes": size, "oldest": oldest},
+            "wal": {"segments": segments, "bytes": size, "oldest": oldest, "parked": parked},
             "dlq": parts.dlq.counts(),
             "ready": parts.opened.is_set(),
             "circuit_open": parts.databases.figures()["down"] > 0,

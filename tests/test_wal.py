@@ -11,8 +11,9 @@ import pytest
 
 from logbun_logging.event import AuditEvent, Entry, encode_event, new_event_id, utc_now
 from logbun_logging.options import WalOptions
-from logbun_logging.wal import WalWriter, adopt_abandoned
+from logbun_logging.wal import WalWriter, adopt_abandoned, read_segment
 from logbun_logging.wal.codec import encode_line, read_records
+from logbun_logging.wal.segment import AppendFile
 from tests.fakes import wait_until
 
 
@@ -46,9 +47,10 @@ def recover(folder):
     """Adopt everything that is abandoned; return payloads and damaged counts."""
     payloads, damaged = [], []
     for log in adopt_abandoned(folder, None):
-        for found in log.entries(lambda path, count: damaged.append((path, count))):
-            payloads.append(found.payload)
-            found.segment.pending.pop(found)
+        for segment in log.segments:
+            for found in read_segment(segment, lambda *what: damaged.append(what)):
+                payloads.append(found.payload)
+                segment.pending.pop(found)
         assert log.release()
     return payloads, damaged
 
@@ -199,8 +201,7 @@ def test_a_file_that_cannot_be_written_is_left_and_its_entries_are_written_again
     wal = make_wal("never")
     good = entry(1)
     assert wal.append(good)
-    os.close(wal._current.descriptor)
-    wal._current.descriptor = os.open("/dev/full", os.O_WRONLY)
+    wal._current.file = AppendFile(os.open("/dev/full", os.O_WRONLY))
     bad, after = entry(2), entry(3)
     assert not wal.append(bad)
     assert not wal.append(after)
@@ -219,6 +220,7 @@ def test_a_read_only_folder_is_survived_and_healed(make_wal, tmp_path):
     wal = make_wal(folder=folder)
     waiting = entry(1)
     assert not wal.append(waiting)
+    wal.tidy()
     assert wal.failures
     folder.unlink()
     wal.tidy()
@@ -234,7 +236,7 @@ def test_a_failed_sync_is_not_tried_again_on_the_same_file(make_wal, monkeypatch
     real, failed = os.fdatasync, []
 
     def fdatasync(descriptor):
-        if descriptor == before.descriptor and not failed:
+        if before.file and descriptor == before.file.number and not failed:
             failed.append(descriptor)
             raise OSError(5, "EIO")
         return real(descriptor)
@@ -278,7 +280,7 @@ def test_parked_records_are_read_back(make_wal):
     found = entry(1)
     wal.append(found)
     assert wal.park(found)
-    assert wal.has_parked()
+    assert wal.parked() == 1
     (segment,) = wal.take_parked()
     assert segment.parked == 1
     assert not segment.finished

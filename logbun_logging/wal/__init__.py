@@ -24,6 +24,7 @@ adopts what a dead process left. All of them know entries and files, nothing of 
 from __future__ import annotations
 
 from logbun_logging.wal.recovery import AdoptedLog, adopt_abandoned, read_segment
+from logbun_logging.wal.segment import Segment
 from logbun_logging.wal.writer import WalWriter
 
-__all__ = ["AdoptedLog", "WalWriter", "adopt_abandoned", "read_segment"]
+__all__ = ["AdoptedLog", "Segment", "WalWriter", "adopt_abandoned", "read_segment"]

@@ -5,7 +5,7 @@ that ended. Recovered entries stay in their files until they are acknowledged, s
 killed and started again any number of times; inserts are idempotent, so that costs nothing but
 time.
 
-Reading streams: memory is bounded by what the caller of :meth:`AdoptedLog.entries` lets in.
+Reading streams: memory is bounded by what the caller of :func:`read_segment` lets in.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ __all__ = ["AdoptedLog", "adopt_abandoned", "read_segment"]
 
 
 def adopt_abandoned(folder: Path, own: Path | None) -> Iterator[AdoptedLog]:
-    """Lock and yield every abandoned instance folder in the ``wal`` folder, oldest first."""
+    """Lock and yield every abandoned instance folder in the ``wal`` folder, oldest first.
+
+    Raises:
+        OSError: some folder could not be opened; all others have been yielded before.
+    """
+    problem: OSError | None = None
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except FileNotFoundError:
@@ -33,9 +38,15 @@ def adopt_abandoned(folder: Path, own: Path | None) -> Iterator[AdoptedLog]:
         path = folder / name
         if path == own:
             continue
-        descriptor = open_locked(path, _open_folder)
+        try:
+            descriptor = open_locked(path, _open_folder)
+        except OSError as error:
+            problem = error
+            continue
         if descriptor is not None:
             yield AdoptedLog(path, descriptor)
+    if problem is not None:
+        raise problem
 
 
 def _open_folder(path: Path) -> int:
@@ -54,31 +65,14 @@ class AdoptedLog:
         self.path = path
         self._descriptor = descriptor
         files = sorted(path.glob("seg-*.aof")) + sorted(path.glob("current.aof"))
-        self.segments = [Segment(file, sealed=True) for file in files]
-        for segment in self.segments:
-            segment.parked = 1  # unread: not finished
-
-    def entries(self, damaged: Callable[[Path, int], None]) -> Iterator[Entry]:
-        """Yield every entry that is not acknowledged, in order, already pending in its segment.
-
-        Args:
-            damaged: told of the ``.corrupt`` file and the number of damaged records set aside in
-            it.
-
-        Raises:
-            OSError: a file cannot be read, or the damaged records cannot be set aside; the folder
-                stays as it is and can be adopted again.
-        """
-        for segment in [*self.segments]:
-            yield from read_segment(segment, self._corrupt_file(segment), damaged)
-            segment.parked = 0
-            self.release()
+        self.segments = [Segment(file, unread=True) for file in files]
 
     def release(self) -> bool:
         """Delete the segments that are finished, and the folder after the last; return if it is."""
         for segment in [*self.segments]:
             if segment.finished:
-                segment.delete()
+                with suppress(OSError):  # it is found again, and inserts are idempotent
+                    segment.delete()
                 self.segments.remove(segment)
         if self.segments or self._descriptor < 0:
             return not self.segments
@@ -93,20 +87,25 @@ class AdoptedLog:
         if descriptor >= 0:
             os.close(descriptor)
 
-    def _corrupt_file(self, segment: Segment) -> Path:
-        assert segment.path is not None  # noqa: S101 - for the type checker
-        return self.path.with_name(f"{self.path.name}.{segment.path.stem}.corrupt")
 
+def read_segment(segment: Segment, damaged: Callable[[Path, int], None]) -> Iterator[Entry]:
+    """Yield the entries of a segment's file in order, already pending in it.
 
-def read_segment(
-    segment: Segment, corrupt_file: Path, damaged: Callable[[Path, int], None]
-) -> Iterator[Entry]:
-    """Yield the entries of a segment's file, pending in it; set damaged records aside."""
-    assert segment.path is not None  # noqa: S101 - for the type checker
+    Args:
+        segment: sealed; it counts as read when the iterator has come to its end.
+        damaged: told of the ``.corrupt`` file and the number of damaged records set aside in it.
+
+    Raises:
+        OSError: the file cannot be read, or damaged records cannot be set aside; the file stays as
+            it is and can be read again.
+    """
+    if segment.path is None:
+        return
     bad: list[bytes] = []
     try:
         file = segment.path.open("rb")
-    except FileNotFoundError:
+    except FileNotFoundError:  # somebody has removed it by hand
+        segment.unread = False
         return
     with file:
         for payload, whole in read_records(file):
@@ -118,5 +117,9 @@ def read_segment(
             segment.pending[entry] = None
             yield entry
     if bad:
+        # Beside the folder, which goes when its last segment does.
+        folder = segment.path.parent
+        corrupt_file = folder.with_name(f"{folder.name}.{segment.path.stem}.corrupt")
         write_atomically(corrupt_file, bad)
         damaged(corrupt_file, len(bad))
+    segment.unread = False

@@ -3,52 +3,81 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from logbun_logging.event import Entry, decode_event
 
-__all__ = ["Segment"]
+__all__ = ["AppendFile", "Segment"]
+
+
+class AppendFile:
+    """A descriptor that is closed by whoever lets go of it last.
+
+    A thread that has been stopped just before its ``write`` still holds the file. Were the
+    descriptor closed under it, its number could mean another file by then: the database, say.
+
+    Attributes:
+        number: the descriptor.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        try:
+            close(self.number)
+        except OSError:
+            return
 
 
 class Segment:
     """A WAL file and what it is still needed for.
 
     Appending threads add to :attr:`pending` without a lock (one dict operation is atomic), the
-    writer's owner removes under its own. A segment may be deleted when it is sealed, nothing is
-    pending and nothing is parked.
+    writer's owner removes under its own. A segment may be deleted when it is sealed and read, and
+    nothing is pending or parked.
 
     Attributes:
         path: the file; None for a segment that keeps entries in memory while no file can be
-        written. descriptor: open for appending; -1 when there is none.
+            written.
+        file: open for appending; None when there is none.
         pending: entries in memory that are not acknowledged, oldest first.
         parked: records whose only copy is this file; they have to be read back.
         sealed: nothing is appended any more.
+        unread: left by a dead process, and not read to its end yet.
         failed: a write or sync failed, so what is pending must be written again elsewhere.
         rounds: how often the keeper has seen it sealed.
     """
 
-    __slots__ = ("descriptor", "failed", "parked", "path", "pending", "rounds", "sealed")
+    __slots__ = ("failed", "file", "parked", "path", "pending", "rounds", "sealed", "unread")
 
-    def __init__(self, path: Path | None, descriptor: int = -1, *, sealed: bool = False) -> None:
+    def __init__(
+        self, path: Path | None, file: AppendFile | None = None, *, unread: bool = False
+    ) -> None:
         self.path = path
-        self.descriptor = descriptor
+        self.file = file
         self.pending: dict[Entry, None] = {}
         self.parked = 0
-        self.sealed = sealed
+        self.sealed = unread
+        self.unread = unread
         self.failed = path is None
         self.rounds = 0
 
     @property
     def finished(self) -> bool:
         """Nothing needs this file any more."""
-        return self.sealed and not self.pending and not self.parked
+        return self.sealed and not self.unread and not self.pending and not self.parked
 
     def size(self) -> int:
         """Return the bytes in the file."""
-        if self.descriptor >= 0:
-            return os.fstat(self.descriptor).st_size
+        file = self.file
         try:
+            if file is not None:
+                return os.fstat(file.number).st_size
             return self.path.stat().st_size if self.path else 0
         except OSError:
             return 0
@@ -61,13 +90,7 @@ class Segment:
         return None
 
     def delete(self) -> None:
-        """Close and remove the file."""
-        self.close()
+        """Remove the file."""
+        self.file = None
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)

@@ -8,7 +8,8 @@ errors.
 
 After a failed write or sync a segment is never trusted again: the kernel may have dropped the pages
 and reports the error only once (the PostgreSQL "fsyncgate" of 2018). Its pending entries, which are
-still in memory, are written to a new file.
+still in memory, are written to a new file; the old one is kept until that one has been synced,
+because part of it may have reached the disk.
 
 Cost of an append: about 2 µs, of which the ``write`` system call is more than half.
 """
@@ -22,26 +23,30 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 from logbun_logging.event import Entry
 from logbun_logging.files import PRIVATE_FILE, make_folder, sync_folder, try_lock
 from logbun_logging.options import FsyncPolicy, WalOptions
-from logbun_logging.wal.codec import encode_line
+from logbun_logging.wal.codec import encode_line, read_records
 from logbun_logging.wal.commit import GroupCommit
-from logbun_logging.wal.segment import Segment
+from logbun_logging.wal.segment import AppendFile, Segment
 
 __all__ = ["WalWriter"]
 
 #: How often the keeper looks at the size of the segment while events come in, in seconds.
 _TICK = 0.05
 
-#: A thread that claimed a place just before sealing still writes to the sealed file. After so many
-#: rounds of the keeper it has certainly done so, and the descriptor can be closed.
-_ROUNDS_OPEN = 200
+#: A thread that claimed a place just before sealing still writes to the sealed file. So that takes
+#: part in syncs for so many more rounds of the keeper, no two of them within one ``_TICK``.
+_ROUNDS_OPEN = 60
 
 #: A file smaller than this is not worth replacing when everything in it is acknowledged.
 _MIN_SEAL = 64 * 1024
+
+#: How often a shared sync that fails is rescued in one go: a disk that goes on like this is broken.
+_TRIES = 3
 
 _write = os.write
 
@@ -53,8 +58,8 @@ class WalWriter:
         folder: the namespace's ``wal`` folder.
         fsync: ``"always"``, ``"interval"`` or ``"never"``.
         options: sizes and times.
-        failed: called on the keeper's thread with an error and the number of events that were kept
-            in memory only because of it.
+        failed: called on the keeper's thread, or on that which calls :meth:`close`, with an error
+            and the number of events that were kept in memory only because of it.
     """
 
     def __init__(
@@ -73,14 +78,18 @@ class WalWriter:
         self._current = Segment(None)
         self._swap_lock = threading.Lock()  # guards replacing _current; held for a few instructions
         self._pending_lock = threading.Lock()  # guards leaving and changing segments
+        self._sync_lock = threading.Lock()  # an error is reported to one sync of a file alone
         self._keep_lock = threading.RLock()  # guards the list of segments and all file operations
         self._segments: list[Segment] = []
         self._number = 0
         self._missed = 0
         self._error: OSError | None = None
         self._synced_at = time.monotonic()
+        self._synced: tuple[Segment, int] | None = None  # the current one, and its size then
+        self._next_round = 0.0
         self._wake = threading.Event()
         self._closed = False
+        self._ended = False
         self._keeper: threading.Thread | None = None
         self._group = GroupCommit(self._sync_for_group, self._wake.set)
 
@@ -92,14 +101,15 @@ class WalWriter:
         line = b'{"v": 1, "crc": "%08x", "event": %b}\n' % (crc32(payload), payload)
         while True:
             segment = self._current
+            file = segment.file
             entry.segment = segment
             segment.pending[entry] = None
             if segment is self._current:
                 break
-            segment.pending.pop(entry, None)  # sealed meanwhile: it may be deleted any time
-        if segment.descriptor >= 0:
+            self._withdraw(entry)  # sealed meanwhile: it may be deleted any time
+        if file is not None:
             try:
-                if _write(segment.descriptor, line) == len(line):
+                if _write(file.number, line) == len(line):
                     return True
                 error = OSError("short write")
             except OSError as caught:
@@ -115,6 +125,12 @@ class WalWriter:
     def notify(self, callback: Callable[[bool], None]) -> None:
         """Under ``fsync="always"``: call *callback* once everything appended before is on disk."""
         self._group.notify(callback)
+        if self._ended:  # there is no keeper any more
+            self._group.lead()
+
+    def _withdraw(self, entry: Entry) -> None:
+        with self._pending_lock:  # healing may have moved it meanwhile
+            entry.segment.pending.pop(entry, None)
 
     def _give_up(self, segment: Segment, error: OSError) -> None:
         """Keep entries in memory from now on, until the keeper has a file that can be written."""
@@ -134,6 +150,11 @@ class WalWriter:
         """
         with self._keep_lock:
             self._heal()
+
+    @property
+    def ended(self) -> bool:
+        """It has been closed: what is appended now is in memory only, and stays there."""
+        return self._ended
 
     @property
     def instance(self) -> Path | None:
@@ -175,7 +196,7 @@ class WalWriter:
     def unpark(self, segment: Segment, records: int) -> None:
         """Note that *records* of what was parked in *segment* are in memory again."""
         with self._pending_lock:
-            segment.parked -= records
+            segment.parked = max(0, segment.parked - records)
 
     def keeps(self, entry: Entry) -> bool:
         """Tell whether a file has *entry*, so that the next start will find it."""
@@ -190,17 +211,16 @@ class WalWriter:
         with self._keep_lock:
             if self._current.parked:
                 self._seal()
-            return [segment for segment in self._segments if segment.sealed and segment.parked]
+            return [s for s in self._segments if s.sealed and s.parked and not s.failed]
 
-    def has_parked(self) -> bool:
-        """Tell whether a file has records that have to be read back."""
-        return self._current.parked > 0 or any(s.parked for s in [*self._segments])
+    def parked(self) -> int:
+        """Return how many records have to be read back."""
+        return sum(segment.parked for segment in [*self._segments])
 
     def usage(self) -> tuple[int, int, str | None]:
         """Return segments, bytes, and when the oldest un-acknowledged event was created."""
-        with self._keep_lock:
-            segments = [*self._segments]
-            size = sum(segment.size() for segment in segments)
+        segments = [*self._segments]  # without the lock: a slow disk must not stop the metrics
+        size = sum(segment.size() for segment in segments)
         if self._current not in segments:
             segments.append(self._current)
         oldest = min(filter(None, (segment.oldest() for segment in segments)), default=None)
@@ -208,24 +228,32 @@ class WalWriter:
 
     def tidy(self) -> None:
         """Do the keeper's work once, now: heal, seal, sync, delete."""
+        self._report()
         with self._keep_lock:
-            self._report()
             if any(s.failed for s in self._segments) or self._current.failed:
                 self._heal()
             current = self._current
-            if current.descriptor >= 0:
+            if current.file is not None:
                 size = current.size()
                 idle = not current.pending and not current.parked
                 if size >= self._options.segment_bytes or (idle and size >= _MIN_SEAL):
                     self._seal()
             due = self._synced_at + self._options.sync_interval
             if self._fsync == "interval" and time.monotonic() >= due:
+                self._synced_at = time.monotonic()
                 self._sync()
             self._delete_finished()
-            for segment in self._segments:
-                segment.rounds += segment.sealed
-                if segment.rounds > _ROUNDS_OPEN:
-                    segment.close()
+            self._close_old()
+
+    def _close_old(self) -> None:
+        now = time.monotonic()
+        if now < self._next_round:
+            return
+        self._next_round = now + _TICK
+        for segment in self._segments:
+            segment.rounds += segment.sealed
+            if segment.rounds > _ROUNDS_OPEN:
+                segment.file = None
 
     def close(self) -> None:
         """Stop the keeper; delete what is finished, sync what is not, and give up the folder."""
@@ -236,27 +264,29 @@ class WalWriter:
         if keeper is not None and keeper is not threading.current_thread():
             keeper.join(timeout=5.0)
         with self._keep_lock:
-            with suppress(OSError):
-                self.tidy()
+            self.tidy()
+            if self._fsync != "never" and not self._sync():
+                self._heal()
+            self._ended = True
             current = self._current
-            if self._fsync != "never":
-                self._sync()
             with self._swap_lock:
                 self._current = Segment(None)
             current.sealed = True
             self._delete_finished()
             for segment in self._segments:
-                segment.close()
+                segment.file = None
             if self._instance is not None:
                 with suppress(OSError):  # not empty: the next process adopts it
                     self._instance.rmdir()
                 os.close(self._lock_descriptor)
             self._instance, self._lock_descriptor, self._segments = None, -1, []
+        self._report()
+        self._group.lead()  # whoever still waits is told
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's descriptors. The files stay the parent's."""
         for segment in self._segments:
-            segment.close()
+            segment.file = None
         if self._lock_descriptor >= 0:
             os.close(self._lock_descriptor)
 
@@ -268,10 +298,7 @@ class WalWriter:
             self._wake.clear()
             while not self._closed:
                 self._group.lead()
-                try:
-                    self.tidy()
-                except OSError as error:
-                    self._error = error
+                self.tidy()
                 if self._quiet():
                     break
                 self._wake.wait(_TICK)
@@ -282,14 +309,8 @@ class WalWriter:
         with self._keep_lock:
             if any(s.pending or s.failed for s in [*self._segments, self._current]):
                 return False
-            return self._fsync != "interval" or self._synced_at > self._last_change()
-
-    def _last_change(self) -> float:
-        try:
-            age = time.time() - os.fstat(self._current.descriptor).st_mtime
-        except OSError:
-            return 0.0
-        return time.monotonic() - age
+            current = self._current
+            return self._fsync != "interval" or self._synced == (current, current.size())
 
     def _report(self) -> None:
         error, self._error = self._error, None
@@ -297,38 +318,72 @@ class WalWriter:
             missed, self._missed = self._missed, 0
             self._failed(error, missed)
 
-    def _heal(self) -> None:
-        """Write what failed segments hold in memory to a new file, and append there from now on."""
+    def _heal(self) -> bool:
+        """Write what failed segments hold to a new file, and append there from now on.
+
+        Nothing is taken from the old files before the new one has been synced. Returns whether
+        everything that is pending is in files now.
+        """
+        if self._ended:
+            return False
         fresh: Segment | None = None
         try:
             fresh = self._create()
-            old = [s for s in [*self._segments, self._current] if s.failed]
-            for segment in old:
-                self._move(segment, fresh)
-            with self._swap_lock:
-                old_current, self._current = self._current, fresh
-            old_current.sealed = True
-            for segment in {id(s): s for s in [*old, old_current]}.values():
-                self._move(segment, fresh)  # what was claimed while we copied
-                segment.failed = False
-                segment.sealed = True
+            failed = [s for s in (*self._segments, self._current) if s.failed]
+            copies = [self._copy(segment, fresh) for segment in failed]
             if self._fsync != "never":
-                os.fdatasync(fresh.descriptor)
+                os.fdatasync(_number(fresh))
         except OSError as error:
-            self._failed(error, 0)
+            self._error = error
             if fresh is not None:
-                fresh.failed = True
-                with self._swap_lock:
-                    if self._current is fresh:
-                        self._current = Segment(None)
-                fresh.sealed = True
+                fresh.sealed = True  # nothing is in it that is not elsewhere
+            self._delete_finished()
+            return False
+        with self._swap_lock:
+            before, self._current = self._current, fresh
+        before.sealed = True
+        if before.path is None:
+            self._segments.append(before)  # not forgotten if the next step fails
+        try:
+            for segment, copy in zip(failed, copies, strict=True):
+                self._move(segment, fresh, copy)
+        except OSError as error:
+            self._give_up(fresh, error)
+            return False
+        for segment in failed:
+            segment.failed = False
+            segment.sealed = True
         self._delete_finished()
+        return True
 
-    def _move(self, source: Segment, target: Segment) -> None:
+    def _copy(self, source: Segment, target: Segment) -> _Copy:
+        """Write everything that only *source* has to *target* as well."""
+        with self._pending_lock:
+            parked = source.parked
+        entries = list(source.pending)
+        lines = [encode_line(entry.payload) for entry in entries]
+        if parked and source.path is not None:
+            known = {entry.payload for entry in entries}
+            with suppress(OSError), source.path.open("rb") as file:
+                found = [data for data, whole in read_records(file) if whole and data not in known]
+                lines += map(encode_line, found)
+            if len(lines) < len(entries) + parked:
+                parked = 0  # they stay where they are, to be read back and reported
+        for line in lines:
+            _write_all(_number(target), line)
+        return _Copy(frozenset(entries), parked)
+
+    def _move(self, source: Segment, target: Segment, copy: _Copy) -> None:
+        """Make *target* the home of what *source* has; write what came after the copy."""
+        with self._pending_lock:
+            moved = min(copy.parked, source.parked)
+            source.parked -= moved
+            target.parked += moved
         while source.pending:
             entries = list(source.pending)
             for entry in entries:
-                _write_all(target.descriptor, encode_line(entry.payload))
+                if entry not in copy.entries:
+                    _write_all(_number(target), encode_line(entry.payload))
             with self._pending_lock:
                 for entry in entries:
                     if entry in source.pending:
@@ -344,7 +399,7 @@ class WalWriter:
         if path.exists():
             self._put_aside(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        segment = Segment(path, os.open(path, flags, PRIVATE_FILE))
+        segment = Segment(path, AppendFile(os.open(path, flags, PRIVATE_FILE)))
         self._segments.append(segment)
         try:
             if self._fsync != "never":
@@ -369,8 +424,11 @@ class WalWriter:
             name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(6)}"
             instance = self._folder / name
             make_folder(instance)
-            descriptor = os.open(instance, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            # Another process may have taken the new folder for an abandoned one and removed it.
+            # Another process may take the new folder for an abandoned one and remove it.
+            try:
+                descriptor = os.open(instance, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
             if try_lock(descriptor) and instance.exists():
                 self._instance, self._lock_descriptor = instance, descriptor
                 return
@@ -387,49 +445,67 @@ class WalWriter:
         with self._swap_lock:
             self._current = fresh
         before.sealed = True
-        if before.descriptor >= 0 and self._fsync != "never" and not before.finished:
+        if self._fsync != "never" and not before.finished:
             self._sync_segment(before)
 
     def _sync(self) -> bool:
-        """Sync every file with records that somebody waits for."""
-        self._synced_at = time.monotonic()
+        """Sync every file that may have records that have not been synced; return success."""
+        segments = tuple(self._segments)  # in one step: the keeper may seal meanwhile
+        current = self._current
+        size = current.size()
         results = [
             self._sync_segment(segment)
-            for segment in [*self._segments]
-            if segment.descriptor >= 0 and not segment.failed and not segment.finished
+            for segment in (*segments, *([] if current in segments else [current]))
+            if segment is current or not segment.finished
         ]
-        return all(results) and not self._current.failed
+        self._synced = (current, size)
+        return all(results)
 
     def _sync_segment(self, segment: Segment) -> bool:
-        try:
-            os.fdatasync(segment.descriptor)
-        except OSError as error:
-            self._give_up(segment, error)
-            return False
-        return True
+        with self._sync_lock:
+            file = segment.file
+            if file is None and segment.sealed and not segment.failed:
+                return True  # synced when it was sealed, and whoever was late then as well
+            try:
+                if file is None or segment.failed:
+                    raise OSError("the WAL cannot be written")
+                os.fdatasync(file.number)
+            except OSError as error:
+                self._give_up(segment, error)
+                return False
+            return True
 
     def _sync_for_group(self) -> bool:
-        # The current file is synced without the lock, so that the keeper's work delays no caller.
-        segment = self._current
-        others = tuple(self._segments)  # copied in one step: the keeper may seal meanwhile
-        busy = [s for s in others if s is not segment and s.pending and s.descriptor >= 0]
-        try:
-            for other in (*busy, segment):
-                if other.descriptor < 0:
-                    raise OSError("the WAL cannot be written")
-                os.fdatasync(other.descriptor)
-        except OSError as error:
-            self._give_up(segment, error)
+        # Without the lock, so that the keeper's work delays no caller.
+        for _ in range(_TRIES):
+            if self._sync():
+                return True
             with self._keep_lock:  # the callers wait for the rescue, which is their durability
-                self._heal()
-                return not self._current.failed
-        return True
+                if not self._heal():
+                    return False
+        return False
 
     def _delete_finished(self) -> None:
-        finished = [segment for segment in self._segments if segment.finished]
-        for segment in finished:
-            segment.delete()
-            self._segments.remove(segment)
+        for segment in [*self._segments]:
+            if segment.finished:
+                try:
+                    segment.delete()
+                except OSError as error:  # tried again at the next round
+                    self._error = error
+                else:
+                    self._segments.remove(segment)
+
+
+class _Copy(NamedTuple):
+    """What a new file has of an old one: the entries, and how many parked records."""
+
+    entries: frozenset[Entry]
+    parked: int
+
+
+def _number(segment: Segment) -> int:
+    assert segment.file is not None  # noqa: S101 - for the type checker
+    return segment.file.number
 
 
 def _write_all(descriptor: int, line: bytes) -> None:
