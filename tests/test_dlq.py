@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from logbun_logging.dlq import DeadLetterQueue, DlqFullError
 from logbun_logging.event import AuditEvent, encode_event, new_event_id, utc_now
+from logbun_logging.files import remove_leftovers, write_atomically
 from logbun_logging.options import DlqOptions
+
+#: CPython 3.12 and newer warn of what some of these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 
 def payload(action="a", tenant="t"):
@@ -116,3 +121,88 @@ def test_a_full_disk_leaves_nothing_behind(queue, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="ENOSPC"):
         queue.put("t", [payload()], "x")
     assert not any((tmp_path / "dlq").glob("*.batch*"))
+
+
+def test_a_file_that_cannot_be_claimed_keeps_no_other_from_being_claimed(queue, monkeypatch):
+    names = [queue.put("t", [payload()], "x") for _ in range(3)]
+    real = Path.rename
+
+    def rename(self, target):
+        if self.name.startswith(names[0]):
+            raise OSError(30, "EROFS")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    found = []
+    with pytest.raises(OSError, match="EROFS"):
+        for claim in queue.claims():
+            found.append(claim.name)
+            claim.put_back()
+    assert found == names[1:]
+
+
+def test_a_dead_file_that_cannot_be_requeued_stays_dead(queue, monkeypatch):
+    name = queue.put("t", [payload()], "x")
+    (claim,) = queue.claims()
+    claim.fail(*claim.read(), dead=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "ENOSPC")))
+        with pytest.raises(OSError, match="ENOSPC"):
+            queue.requeue(name)
+    assert [file.state for file in queue.list()] == ["dead"]
+    assert queue.requeue(name)
+
+
+def test_a_child_forked_while_a_file_is_claimed_does_not_hold_it(queue):
+    name = queue.put("t", [payload()], "x")
+    (claim,) = queue.claims()
+    go, gone = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(gone)
+        os.read(go, 1)  # lives on, with what it has inherited
+        os._exit(0)
+    try:
+        claim.put_back()
+        again = queue.claim(name, "pending")
+        assert again is not None
+        again.put_back()
+    finally:
+        os.close(gone)
+        os.close(go)
+        os.waitpid(child, 0)
+
+
+def test_a_claim_of_the_parent_outlives_its_child(queue, tmp_path):
+    queue.put("t", [payload()], "x")
+    (claim,) = queue.claims()
+    child = os.fork()
+    if child == 0:
+        queue.abandon()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert list(DeadLetterQueue(tmp_path / "dlq", DlqOptions()).claims()) == []
+    claim.put_back()
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(queue, tmp_path):
+    folder = tmp_path / "dlq"
+    queue.put("t", [payload()], "x")
+    (folder / "dead.batch.tmp").write_bytes(b"half")
+    written = []
+
+    def chunks():
+        yield b"one"
+        remove_leftovers(folder)
+        written.extend(sorted(path.name for path in folder.glob("*.tmp")))
+        yield b"two"
+
+    write_atomically(folder / "alive.batch", chunks())
+    assert written == ["alive.batch.tmp"]
+    assert (folder / "alive.batch").read_bytes() == b"onetwo"
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_an_event_that_cannot_be_read_hides_no_other(queue, tmp_path):
+    name = queue.put("t", [payload("a"), b'{"id": 5}', payload("b")], "x")
+    assert [event.action for event in queue.show(name)] == ["a", "b"]

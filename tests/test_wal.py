@@ -285,3 +285,185 @@ def test_parked_records_are_read_back(make_wal):
     assert segment.parked == 1
     assert not segment.finished
     assert not wal.park(entry(2))
+
+
+def test_a_heal_that_cannot_be_synced_takes_nothing_from_the_old_file(
+    make_wal, tmp_path, monkeypatch
+):
+    wal = make_wal("always")
+    found = entry(1)
+    wal.append(found)
+    assert wal.commit()
+    wal._give_up(wal._current, OSError("torn"))
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(5, "EIO")))
+    wal.tidy()
+    (file,) = (tmp_path / "wal").glob("*/*.aof")
+    assert found.payload in file.read_bytes()
+    assert not wal.commit()
+    monkeypatch.setattr(os, "fdatasync", real)
+    wal.tidy()
+    (file,) = (tmp_path / "wal").glob("*/*.aof")
+    assert file.name == "current.aof"
+    assert found.payload in file.read_bytes()
+    assert wal.commit()
+
+
+def test_a_sealed_file_that_cannot_be_synced_is_rescued_before_the_callers_go_on(
+    make_wal, monkeypatch
+):
+    wal = make_wal("always")
+    early, late = entry(1), entry(2)
+    wal.append(early)
+    sealed = wal._current
+    wal._seal()
+    wal.append(late)
+    real, bad, synced = os.fdatasync, sealed.file.number, []
+
+    def fdatasync(descriptor):
+        if descriptor == bad and sealed.file is not None:
+            raise OSError(5, "EIO")
+        synced.append(descriptor)
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    assert wal.commit()
+    assert early.segment is wal._current
+    assert early.segment.file.number in synced
+    assert late.segment.file.number in synced, "what was healthy has been synced as well"
+
+
+def test_parked_records_of_a_file_that_failed_are_copied_too(make_wal):
+    wal = make_wal("always")
+    parked, pending = entry(1), entry(2)
+    for found in (parked, pending):
+        wal.append(found)
+    assert wal.park(parked)
+    wal._give_up(wal._current, OSError("torn"))
+    wal.tidy()
+    assert wal.parked() == 1
+    (segment,) = wal.take_parked()
+    assert {parked.payload, pending.payload} == set(whole(segment.path.read_bytes()))
+
+
+def test_a_disk_that_stays_full_is_not_littered(make_wal, tmp_path, monkeypatch):
+    wal = make_wal("interval")
+    assert wal.append(entry(1))
+    wal._give_up(wal._current, OSError("full"))
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(28, "ENOSPC")))
+    for _ in range(20):
+        wal.tidy()
+        assert not wal.append(entry(2))
+    assert len(list((tmp_path / "wal").glob("*/*.aof"))) == 1
+
+
+def test_a_thread_stopped_before_its_write_never_writes_to_another_file(
+    make_wal, tmp_path, monkeypatch
+):
+    wal = make_wal("never")
+    victim = tmp_path / "database"
+    first = wal._current
+    number = first.file.number
+    real = os.write
+
+    def write(descriptor, line):
+        if descriptor == number and not victim.exists():
+            wal._give_up(first, OSError("another thread's write failed"))
+            wal.tidy()  # heals and deletes: the file's number could be given to another
+            victim.touch()
+            opened = os.open(victim, os.O_WRONLY)
+            try:
+                return real(descriptor, line)
+            finally:
+                os.close(opened)
+        return real(descriptor, line)
+
+    monkeypatch.setattr("logbun_logging.wal.writer._write", write)
+    found = entry(1)
+    assert wal.append(found)
+    assert victim.read_bytes() == b""
+    assert found.payload in wal._current.path.read_bytes()
+    assert found.segment is wal._current
+
+
+def test_one_record_keeps_its_own_segment_and_no_other(make_wal, tmp_path):
+    wal = make_wal(segment_bytes=4096)
+    stuck = entry(0, 300)
+    wal.append(stuck)
+    for number in range(400):
+        found = entry(number, 300)
+        wal.append(found)
+        wal.acknowledge([found])
+        if number % 10 == 0:
+            wal.tidy()
+    assert wal._number > 20
+    assert len(list((tmp_path / "wal").glob("*/*.aof"))) <= 2
+    assert stuck.payload in next((tmp_path / "wal").glob("*/seg-000001.aof")).read_bytes()
+
+
+def test_what_is_appended_after_the_end_is_said_to_be_in_memory_only(make_wal, tmp_path):
+    wal = make_wal("always")
+    wal.close()
+    assert not wal.append(entry(1))
+    assert not wal.commit()
+    outcomes = []
+    wal.notify(outcomes.append)
+    assert outcomes == [False]
+    assert list((tmp_path / "wal").iterdir()) == []
+
+
+def test_who_waits_for_a_sync_when_the_log_is_closed_is_told(make_wal):
+    wal = make_wal("always")
+    wal.append(entry(1))
+    outcomes = []
+    wal.notify(outcomes.append)
+    wal.close()
+    assert len(outcomes) == 1
+
+
+def test_a_failed_sync_at_the_end_is_rescued(make_wal, tmp_path, monkeypatch):
+    wal = make_wal("interval", sync_interval=3600.0)
+    found = entry(1)
+    wal.append(found)
+    real, failed = os.fdatasync, []
+
+    def fdatasync(descriptor):
+        if not failed:
+            failed.append(descriptor)
+            raise OSError(5, "EIO")
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    wal.close()
+    assert [type(error).__name__ for error, _ in wal.failures] == ["OSError"]
+    assert recover(tmp_path / "wal")[0] == [found.payload]
+
+
+def test_a_file_that_cannot_be_deleted_is_tried_again(make_wal, monkeypatch):
+    wal = make_wal(segment_bytes=100)
+    found = entry(1)
+    wal.append(found)
+    wal.acknowledge([found])
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "pathlib.Path.unlink", lambda *a, **k: (_ for _ in ()).throw(OSError(30, "EROFS"))
+        )
+        wal.tidy()
+        assert wal.usage()[0] == 2
+    wal.tidy()
+    assert wal.usage()[0] == 1
+    assert wal.failures
+
+
+def test_an_entry_that_healing_moved_while_it_was_claimed_is_pending_once(make_wal):
+    wal = make_wal("never")
+    found = entry(1)
+    first = wal._current
+    found.segment = first
+    first.pending[found] = None  # claimed, and stopped there
+    wal._give_up(first, OSError("torn"))
+    wal.tidy()
+    moved_to = found.segment
+    assert moved_to is wal._current
+    wal._withdraw(found)
+    assert not moved_to.pending
