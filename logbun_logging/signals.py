@@ -1,7 +1,8 @@
 """Ending on a signal with nothing lost, for plain scripts.
 
-gunicorn, uvicorn and Celery turn SIGTERM into an orderly end themselves, and ``logging.shutdown``
-drains the trail then. A plain script dies of it on the spot, unless it uses this.
+gunicorn and Celery turn SIGTERM into an orderly end themselves, and ``logging.shutdown`` drains the
+trail then. uvicorn ends in order and then dies of the signal nevertheless: there the trail is shut
+down in ``lifespan``. A plain script dies of it on the spot, unless it uses this.
 """
 
 from __future__ import annotations

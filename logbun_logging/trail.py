@@ -42,7 +42,7 @@ from logbun_logging.values import clean_tenant_id
 if TYPE_CHECKING:
     from logbun_logging.handlers import AuditQueueHandler
 
-__all__ = ["AuditTrail", "get_trail"]
+__all__ = ["AuditTrail", "get_trail", "running_trails"]
 
 T = TypeVar("T")
 
@@ -72,6 +72,11 @@ def get_trail(namespace: str) -> AuditTrail:
         raise LookupError(
             f"no audit trail for namespace {namespace!r}; there is: {known}"
         ) from None
+
+
+def running_trails() -> list[AuditTrail]:
+    """Return the trails of this process that have not been shut down."""
+    return list(_trails.values())
 
 
 async def _in_thread(call: Callable[..., T], /, *args: Any, **keywords: Any) -> T:

@@ -1,0 +1,9 @@
+"""Which tenant a request is for."""
+
+from __future__ import annotations
+
+from django.http import HttpRequest
+
+
+def tenant_of(request: HttpRequest) -> str | None:
+    return request.headers.get("x-tenant")

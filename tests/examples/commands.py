@@ -1,0 +1,93 @@
+"""The commands at the top of the examples, and how to run them beside each other.
+
+What is added to them is what keeps tests apart: a free port, and a folder of their own.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import socket
+from contextlib import contextmanager, suppress
+
+from tests.fakes import wait_until
+from tests.servers import ROOT, http_client, listen, running
+
+EXAMPLES = ROOT / "examples"
+
+
+def command(example, number=0):
+    """Return the arguments for the interpreter that run an example.
+
+    Args:
+        example: its file, relative to the folder of examples, or a whole command.
+        number: which of the commands in its docstring.
+    """
+    line = example
+    if example.endswith(".py"):
+        text = (EXAMPLES / example).read_text()
+        line = re.findall(r"^    ((?:python|uvicorn|gunicorn|celery) .*)", text, re.MULTILINE)[
+            number
+        ]
+    program, *arguments = shlex.split(line)
+    arguments = [
+        str(ROOT / word) if word == "examples" or word.startswith("examples/") else word
+        for word in arguments
+    ]
+    return arguments if program == "python" else ["-m", program, *arguments]
+
+
+@contextmanager
+def serve(example, folder, *options, **environment):
+    """Run an example that is a server in *folder*; yield a client that reaches it.
+
+    Args:
+        example: as for :func:`command`.
+        folder: where it runs.
+        *options: more of the server's own.
+        **environment: added to ours.
+    """
+    words = command(example)
+    if "runserver" in words:
+        with _runserver(words, folder, environment) as client:
+            yield client
+        return
+    sock, arguments = listen()
+    if "uvicorn" in words:
+        words += ["--fd", str(sock.fileno())]
+    else:
+        words += ["--bind", f"fd://{sock.fileno()}", "--no-control-socket"]
+    with (
+        sock,
+        running([*words, *options], folder, pass_fds=[sock.fileno()], **environment) as process,
+        http_client(**arguments) as client,
+    ):
+        client.process = process
+        yield client
+
+
+@contextmanager
+def _runserver(words, folder, environment):
+    """Django's server takes no socket, so keep a port for it: bound, but not listening."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        address = sock.getsockname()
+
+        def listening():
+            with suppress(ConnectionRefusedError), socket.create_connection(address):
+                return True
+            return False
+
+        name = f"127.0.0.1:{address[1]}"
+        with (
+            # Ctrl-C, and one process: the reloader's child would be killed.
+            running(
+                [*words, name, "--noreload"], folder, end=signal.SIGINT, **environment
+            ) as process,
+            http_client(base_url=f"http://{name}") as client,
+        ):
+            assert wait_until(listening, 30)
+            client.process = process
+            yield client
