@@ -200,7 +200,7 @@ class SQLiteAdapter:
             check_same_thread=False,
         )
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection, self.busy_timeout)
             # With the WAL journal NORMAL can lose the last commits to a power cut, not the file;
             # FULL syncs each commit, and a commit is what the pipeline acknowledges.
             connection.execute("PRAGMA synchronous = FULL")
@@ -257,6 +257,24 @@ class SQLiteAdapter:
             raise RejectedEventsError(f"{self!r}: {error}") from error
         except (sqlite3.OperationalError, OSError) as error:
             raise AdapterUnavailableError(f"{self!r}: {error}") from error
+
+
+def _use_wal(connection: sqlite3.Connection, timeout: float) -> None:
+    """Switch the file to a WAL journal, which others may be doing at the same time.
+
+    Each of them then waits for the other's lock; SQLite sees that and answers "locked" at once,
+    without regard to its own time-out.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _migrate(database: sqlite_utils.Database) -> None:
