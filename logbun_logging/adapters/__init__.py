@@ -8,12 +8,14 @@ from logbun_logging.adapters.base import Adapter, Batch, BatchAdapter, ForkAware
 from logbun_logging.adapters.factory import CLASSES, create_adapter, load_adapter_class
 
 if TYPE_CHECKING:
+    from logbun_logging.adapters.clickhouse import ClickHouseAdapter
     from logbun_logging.adapters.sqlite import SQLiteAdapter
 
 __all__ = [
     "Adapter",
     "Batch",
     "BatchAdapter",
+    "ClickHouseAdapter",
     "ForkAwareAdapter",
     "PruneReport",
     "SQLiteAdapter",

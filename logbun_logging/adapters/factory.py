@@ -16,11 +16,19 @@ from logbun_logging.errors import ConfigurationError
 __all__ = ["CLASSES", "create_adapter", "load_adapter_class"]
 
 #: Adapter class name to the module that has it.
-CLASSES: Final = {"SQLiteAdapter": "logbun_logging.adapters.sqlite"}
+CLASSES: Final = {
+    "SQLiteAdapter": "logbun_logging.adapters.sqlite",
+    "ClickHouseAdapter": "logbun_logging.adapters.clickhouse",
+}
 
-_TYPES: Final = {"sqlite": "SQLiteAdapter"}
+_TYPES: Final = {"sqlite": "SQLiteAdapter", "clickhouse": "ClickHouseAdapter"}
 
-_SCHEMES: Final = {"sqlite": "SQLiteAdapter"}
+_SCHEMES: Final = {
+    "sqlite": "SQLiteAdapter",
+    "clickhouse": "ClickHouseAdapter",
+    "clickhouses": "ClickHouseAdapter",
+    "chdb": "ClickHouseAdapter",
+}
 
 
 def load_adapter_class(name: str) -> Any:

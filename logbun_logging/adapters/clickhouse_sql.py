@@ -1,0 +1,339 @@
+"""The ``audit_logs`` table as ClickHouse knows it: DDL, columns, and the statements on it.
+
+One table for all tenants, cut into months by ``PARTITION BY`` and sorted by tenant and time, so a
+tenant's page is a short range of it and an old month goes as a whole. The sorting key ends in the
+``id``: ``ReplacingMergeTree`` makes one row of what a retry has inserted again. It does so when it
+merges, some time later; until then :func:`select_page` passes over the copies, which lie side by
+side in the order of a page.
+
+``created_at`` goes in and out as whole microseconds: no text is parsed in anybody's time zone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from logbun_logging.errors import QueryError, RejectedEventsError
+from logbun_logging.event import FIELDS, AuditEvent
+from logbun_logging.query import AllTenants, Filters, Pagination, TenantScope
+
+__all__ = [
+    "COLUMNS",
+    "COLUMN_TYPES",
+    "Layout",
+    "is_month",
+    "month_end",
+    "quoted",
+    "select_page",
+    "to_columns",
+    "to_micros",
+]
+
+TABLE: Final = "audit_logs"
+COLUMNS: Final = FIELDS
+
+_SPECIAL: Final = {
+    "id": "String",
+    "created_at": "DateTime64(6, 'UTC')",
+    "action": "LowCardinality(String)",
+    "actor_id": "String",
+    # A dictionary pays where there are few different values; others compress better as they are.
+    "entity_type": "LowCardinality(Nullable(String))",
+    "outcome": "LowCardinality(Nullable(String))",
+    "user_agent": "LowCardinality(Nullable(String))",
+}
+
+#: Column name to ClickHouse type, in the order of the event's fields.
+COLUMN_TYPES: Final = {name: _SPECIAL.get(name, "Nullable(String)") for name in COLUMNS}
+
+_JSON_COLUMNS: Final = frozenset({"old_values", "new_values", "metadata"})
+_REQUIRED: Final = frozenset({"id", "action", "actor_id"})
+
+#: Filtered fields with many values. A filter over 8,192 rows lets ClickHouse pass over them.
+_BLOOM_FILTERS: Final = ("actor_id", "entity_id", "request_id")
+
+#: Settings of a table of our own. An insert that was acknowledged is synced to the disk, because
+#: the write-ahead log lets go of it then; the window lets a retry of the same insert do nothing.
+_TABLE_SETTINGS: Final = {
+    "allow_nullable_key": 1,
+    "fsync_after_insert": 1,
+    "fsync_part_directory": 1,
+}
+_DEDUPLICATION_WINDOW: Final = 1000
+
+_NAMES: Final = ", ".join(
+    f"toUnixTimestamp64Micro({name})" if name == "created_at" else name for name in COLUMNS
+)
+_ID: Final = COLUMNS.index("id")
+_TIME: Final = COLUMNS.index("created_at")
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.decode
+
+#: What a month's partition is called, e.g. ``202601``.
+_MONTH: Final = re.compile(r"\d{6}", re.ASCII)
+
+
+def quoted(name: str) -> str:
+    """Return an identifier for SQL text; :class:`Layout` gets only names that were checked."""
+    return f"`{name}`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where the table is: in one database, or spread over a cluster.
+
+    In a cluster the rows are in :attr:`local` tables, replicated within a shard, and ``audit_logs``
+    is a ``Distributed`` table that sends each tenant's rows to one shard.
+
+    Attributes:
+        database: a checked identifier.
+        cluster: a checked identifier, or None.
+    """
+
+    database: str
+    cluster: str | None = None
+
+    @property
+    def table(self) -> str:
+        """What is inserted into and queried."""
+        return f"{quoted(self.database)}.{quoted(TABLE)}"
+
+    @property
+    def local_name(self) -> str:
+        """The name of the table that has the rows."""
+        return f"{TABLE}_local" if self.cluster else TABLE
+
+    @property
+    def local(self) -> str:
+        """The table that has the rows, as SQL."""
+        return f"{quoted(self.database)}.{quoted(self.local_name)}"
+
+    @property
+    def _on_cluster(self) -> str:
+        return f" ON CLUSTER {quoted(self.cluster)}" if self.cluster else ""
+
+    def create_database(self) -> str:
+        """Return the statement that creates the database."""
+        return f"CREATE DATABASE IF NOT EXISTS {quoted(self.database)}{self._on_cluster}"
+
+    def create_tables(self, retention_days: int | None) -> list[str]:
+        """Return the statements that create what is missing."""
+        columns = [f"{quoted(name)} {kind}" for name, kind in COLUMN_TYPES.items()]
+        columns += [
+            f"INDEX {quoted(f'{name}_bloom')} {quoted(name)} TYPE bloom_filter GRANULARITY 1"
+            for name in _BLOOM_FILTERS
+        ]
+        settings = dict(_TABLE_SETTINGS)
+        engine = "ReplacingMergeTree"
+        if self.cluster:
+            # The path has no {uuid}: a replica that is added later must find the same one.
+            path = "/clickhouse/tables/{shard}/{database}/{table}"
+            engine = f"ReplicatedReplacingMergeTree('{path}', '{{replica}}')"
+        else:
+            settings["non_replicated_deduplication_window"] = _DEDUPLICATION_WINDOW
+        ttl = f"\nTTL {_ttl(retention_days)}" if retention_days else ""
+        statements = [
+            f"CREATE TABLE IF NOT EXISTS {self.local}{self._on_cluster}\n(\n    "
+            + ",\n    ".join(columns)
+            + f"\n)\nENGINE = {engine}\nPARTITION BY toYYYYMM(created_at)"
+            + f"\nORDER BY (tenant_id, created_at, id){ttl}\nSETTINGS "
+            + ", ".join(f"{name} = {value}" for name, value in settings.items())
+        ]
+        if self.cluster:
+            shard = "cityHash64(ifNull(tenant_id, ''))"
+            target = f"'{self.cluster}', '{self.database}', '{self.local_name}', {shard}"
+            statements.append(
+                f"CREATE TABLE IF NOT EXISTS {self.table}{self._on_cluster} AS {self.local}\n"
+                f"ENGINE = Distributed({target})"
+            )
+        return statements
+
+    def add_columns(self, present: Collection[str]) -> list[str]:
+        """Return the statements that add what a table of an older version lacks."""
+        missing = [name for name in COLUMNS if name not in present]
+        if not missing:
+            return []
+        added = ", ".join(
+            f"ADD COLUMN IF NOT EXISTS {quoted(name)} {COLUMN_TYPES[name]}" for name in missing
+        )
+        tables = dict.fromkeys((self.local, self.table))
+        return [f"ALTER TABLE {table}{self._on_cluster} {added}" for table in tables]
+
+    def modify_ttl(self, retention_days: int | None, engine: str) -> list[str]:
+        """Return the statement that changes the TTL of a table whose *engine* clause is given."""
+        if retention_days is None or f"TTL {_ttl(retention_days)}" in engine:
+            return []
+        return [f"ALTER TABLE {self.local}{self._on_cluster} MODIFY TTL {_ttl(retention_days)}"]
+
+    def drop_partition(self, month: str) -> str:
+        """Return the statement that drops a month.
+
+        Raises:
+            ValueError: it is not the name of one.
+        """
+        return f"ALTER TABLE {self.local}{self._on_cluster} DROP PARTITION ID '{_checked(month)}'"
+
+    def delete(self, month: str, where: str) -> str:
+        """Return the statement that deletes the matching rows of a month.
+
+        Raises:
+            ValueError: it is not the name of one.
+        """
+        partition = f"IN PARTITION ID '{_checked(month)}'"
+        return f"DELETE FROM {self.local}{self._on_cluster} {partition} WHERE {where}"
+
+
+def _ttl(retention_days: int) -> str:
+    return f"created_at + toIntervalDay({retention_days:d})"
+
+
+def is_month(partition: str) -> bool:
+    """Tell whether a partition id is that of a month, and so may go into SQL text."""
+    return bool(_MONTH.fullmatch(partition)) and 1 <= int(partition[4:]) <= 12
+
+
+def _checked(month: str) -> str:
+    if not is_month(month):
+        raise ValueError(f"not the partition of a month: {month!r}")
+    return month
+
+
+def month_end(month: str) -> datetime:
+    """Return the first moment after a month such as ``202601``."""
+    year, number = divmod(int(_checked(month)), 100)
+    if (year, number) == (9999, 12):
+        return datetime.max.replace(tzinfo=UTC)
+    return datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
+
+
+def to_micros(moment: str | datetime) -> int:
+    """Return a moment as microseconds since 1970.
+
+    Raises:
+        ValueError: it is not one, or does not say that it is in UTC.
+    """
+    try:
+        parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+        return (parsed - _EPOCH) // _MICROSECOND
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"not a time in UTC: {moment!r}") from error
+
+
+def _to_text(micros: int) -> str:
+    moment = (_EPOCH + timedelta(microseconds=micros)).replace(tzinfo=None)
+    return f"{moment.isoformat(timespec='microseconds')}Z"
+
+
+def to_columns(events: Sequence[AuditEvent]) -> list[list[Any]]:
+    """Return the values of *events* by column, objects as JSON text.
+
+    Raises:
+        RejectedEventsError: an event has a value that its column cannot hold.
+    """
+    try:
+        return [_column(name, [getattr(event, name) for event in events]) for name in COLUMNS]
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise RejectedEventsError(str(error)) from error
+
+
+def _column(name: str, values: list[Any]) -> list[Any]:
+    if name == "created_at":
+        return [to_micros(value) for value in values]
+    if name in _JSON_COLUMNS:
+        return [None if value is None else _encode(value).decode() for value in values]
+    kinds = {str} if name in _REQUIRED else {str, type(None)}
+    if not kinds.issuperset(map(type, values)):
+        wrong = next(value for value in values if type(value) not in kinds)
+        raise TypeError(f"{name}={wrong!r:.100}: allowed is a string")
+    return values
+
+
+def _from_row(row: Sequence[Any]) -> AuditEvent:
+    values = [
+        _decode(value) if value is not None and name in _JSON_COLUMNS else value
+        for name, value in zip(COLUMNS, row, strict=True)
+    ]
+    values[_TIME] = _to_text(values[_TIME])
+    return AuditEvent(*values)
+
+
+def select_page(
+    run: Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]],
+    layout: Layout,
+    tenant_id: TenantScope,
+    filters: Filters,
+    pagination: Pagination,
+) -> list[AuditEvent]:
+    """Run the statement for one page through *run*, and return its events, each once.
+
+    Copies of a row that are not merged yet follow on each other. To leave them out here costs
+    nothing; ``FINAL`` and ``LIMIT 1 BY`` cost up to twenty times the query, because they end the
+    reading in order. The rare page that copies have made short is filled by another query.
+    """
+    where, values = _conditions(tenant_id, filters)
+    events: list[AuditEvent] = []
+    place = None if pagination.after is None else _place(pagination.after)
+    while True:
+        wanted = pagination.limit - len(events)
+        conditions = [*where]
+        if place is not None:
+            # The first part, though implied, is what the sorting key can be searched by.
+            before = "fromUnixTimestamp64Micro({after_time:Int64}, 'UTC')"
+            conditions.append(f"created_at <= {before}")
+            conditions.append(f"(created_at < {before} OR id < {{after_id:String}})")
+            values["after_time"], values["after_id"] = place
+        condition = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        rows = run(
+            f"SELECT {_NAMES} FROM {layout.table}{condition} "
+            f"ORDER BY created_at DESC, id DESC LIMIT {wanted:d}",
+            values,
+        )
+        for row in rows:
+            if (row[_TIME], row[_ID]) != place:
+                place = (row[_TIME], row[_ID])
+                events.append(_from_row(row))
+        if len(rows) < wanted or len(events) >= pagination.limit:
+            return events
+
+
+def _place(cursor: tuple[str, str]) -> tuple[int, str]:
+    try:
+        return to_micros(cursor[0]), cursor[1]
+    except ValueError as error:
+        raise QueryError(f"cursor: allowed is a next_cursor of this trail ({error})") from error
+
+
+def _conditions(tenant_id: TenantScope, filters: Filters) -> tuple[list[str], dict[str, Any]]:
+    where: list[str] = []
+    values: dict[str, Any] = {}
+    if tenant_id is None:
+        where.append("tenant_id IS NULL")
+    elif not isinstance(tenant_id, AllTenants):
+        where.append("tenant_id = {tenant_id:String}")
+        values["tenant_id"] = tenant_id
+    for name, value in filters.equal:
+        where.append(f"{name} = {{{name}:String}}")
+        values[name] = value
+    for bound, moment, sign in (("start", filters.start, ">="), ("end", filters.end, "<=")):
+        if moment is not None:
+            where.append(f"created_at {sign} fromUnixTimestamp64Micro({{{bound}:Int64}}, 'UTC')")
+            values[bound] = to_micros(moment)
+    actions = []
+    if filters.actions:
+        actions.append("action IN {actions:Array(String)}")
+        values["actions"] = list(filters.actions)
+    for number, prefix in enumerate(filters.action_prefixes):
+        actions.append(f"startsWith(action, {{prefix_{number}:String}})")
+        values[f"prefix_{number}"] = prefix
+    if actions:
+        where.append(f"({' OR '.join(actions)})")
+    return where, values
