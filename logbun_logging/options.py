@@ -129,6 +129,20 @@ class RetentionOptions:
     cron: str = "0 0 * * *"
     tenants: Mapping[str, int] = field(default_factory=dict)
 
+    def check_ttl(self, ttl: int | None) -> None:
+        """Check that a database whose own retention is *ttl* days keeps everything long enough.
+
+        Raises:
+            ConfigurationError: it would remove events before their time.
+        """
+        longest = max([self.days or 0, *self.tenants.values()])
+        if ttl is not None and ttl < longest:
+            allowed = (
+                f"{longest} or more, the longest of retention.days and retention.tenants: "
+                "the database itself removes the rows of all tenants after so many days"
+            )
+            raise ConfigurationError("adapter.retention_days", ttl, allowed)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitOptions:

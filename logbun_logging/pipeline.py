@@ -118,7 +118,9 @@ class Pipeline:
     def _databases(self) -> Databases:
         options = self.options
         if options.tenancy.resolve_connection is None:
-            return SingleDatabase(create_adapter(options.adapter))
+            adapter = create_adapter(options.adapter)
+            options.retention.check_ttl(getattr(adapter, "retention_days", None))
+            return SingleDatabase(adapter)
         return TenantPool(
             options.tenancy.resolve_connection,
             options=options.pool,

@@ -62,7 +62,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.body()
         if not self.is_allowed():
-            text = b"Code: 516. DB::Exception: audit: Authentication failed. (AUTHENTICATION_FAILED)"
+            text = (
+                b"Code: 516. DB::Exception: audit: Authentication failed. (AUTHENTICATION_FAILED)"
+            )
             self.answer(403, text, {"X-ClickHouse-Exception-Code": "516"})
             return
         query = urllib.parse.urlsplit(self.path).query
