@@ -316,10 +316,13 @@ def translated(name: str) -> Iterator[None]:
         raise RejectedEventsError(f"{name}: {error}") from error
 
 
-#: The request's line, which has the parameters of the query in it: they are nobody's business.
-_REQUEST_LINE: Final = re.compile(r"with url: \S+")
+#: What the driver adds to a message: the request's line, which has the parameters of the query in
+#: it and so somebody's data, and what is said twice.
+_NOISE: Final = re.compile(
+    r"^Received ClickHouse exception, code: \d+, server response: | \(for url \S+\)$|with url: \S+ "
+)
 
 
 def _text(error: BaseException) -> str:
-    text = _REQUEST_LINE.sub("with url: ...", str(error))
+    text = _NOISE.sub("", str(error))
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."

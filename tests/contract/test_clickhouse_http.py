@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 
 import pytest
 
+from logbun_logging import AdapterUnavailableError, AuditTrail
 from logbun_logging.adapters import ClickHouseAdapter
-from logbun_logging.testing import ServerContract
+from logbun_logging.testing import ServerContract, samples
+from logbun_logging.testing.contract import logger_of, newest_first, read
 from tests.contract.clickhouse_http import PASSWORD, USER, ClickHouseServer
+from tests.contract.clickhouse_older import OLDER_TABLES, make_older_table
 from tests.contract.postgres import free_port
 
 if importlib.util.find_spec("chdb") is None:
@@ -57,3 +62,102 @@ class TestClickHouseOverHTTP(ServerContract):
     @pytest.fixture
     def denied_adapter(self, make_adapter):
         return make_adapter(password="wrong")
+
+    @pytest.fixture(params=OLDER_TABLES.values(), ids=OLDER_TABLES)
+    def older_table(self, request, server):
+        return lambda: make_older_table(server.run, request.param)
+
+
+def test_a_password_that_is_changed_meanwhile_is_an_outage_until_it_is_changed_back(
+    make_adapter, server, tmp_path
+):
+    with AuditTrail(
+        namespace="revoked",
+        data_dir=tmp_path,
+        mode="durable",
+        adapter=make_adapter(),
+        retry={"max_retries": 0, "scan_interval": 3600.0, "first_scan": 3600.0},
+    ) as trail:
+        logger = logger_of(trail)
+        logger.info("before", extra={"tenant_id": "t"})
+        assert trail.flush(60)
+        server.let_in("another")
+        logger.info("meanwhile", extra={"tenant_id": "t"})
+        assert trail.flush(60)
+        assert trail.stats()["dlq"]["pending_events"] == 1
+        assert trail.stats()["dlq"]["dead"] == 0
+        server.let_in(PASSWORD)
+        for _ in range(100):
+            trail.run_maintenance()
+            if not trail.stats()["dlq"]["pending_events"]:
+                break
+        actions = [event.action for event in trail.iter(tenant_id="t")]
+        assert actions == ["meanwhile", "before"]
+
+
+def test_no_password_nor_query_is_in_the_message_of_an_outage(make_adapter, server):
+    adapter = make_adapter(password="wrong-password")
+    with pytest.raises(AdapterUnavailableError, match="AUTHENTICATION_FAILED") as caught:
+        adapter.init()
+    assert "wrong-password" not in str(caught.value)
+    adapter = make_adapter()
+    adapter.init()
+    server.stop()
+    try:
+        with pytest.raises(AdapterUnavailableError, match="refused") as caught:
+            read(adapter, "tenant-of-the-query")
+    finally:
+        server.start()
+    assert "tenant-of-the-query" not in str(caught.value)
+    assert str(server.port) in str(caught.value)
+    adapter.close()
+
+
+def test_parent_and_child_of_a_fork_both_go_on(make_adapter):
+    adapter = make_adapter()
+    adapter.init()
+    parent = [samples.encode("parent", tenant_id="t") for _ in range(2)]
+    adapter.bulk_insert("t", parent[:1])
+    child = os.fork()
+    if child == 0:
+        try:
+            adapter.after_fork()
+            adapter.init()
+            for number in range(20):
+                adapter.bulk_insert("t", [samples.encode(f"child {number}", tenant_id="t")])
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    for _ in range(20):
+        assert len(read(adapter, "t", action="parent")) == 1
+    assert os.waitpid(child, 0)[1] == 0
+    adapter.bulk_insert("t", parent[1:])
+    assert read(adapter, "t", action="parent") == newest_first(parent)
+    assert len(read(adapter, "t")) == 22
+    adapter.close()
+
+
+def test_small_inserts_may_be_collected_and_large_ones_are_recognised_when_they_come_again(
+    make_adapter, server
+):
+    adapter = make_adapter()
+    small, large = [samples.encode("a")], [samples.encode("b")] * 5000
+    assert adapter._insert_settings(small)["async_insert"] == 1
+    assert adapter._insert_settings(small)["wait_for_async_insert"] == 1
+    assert adapter._insert_settings(large)["async_insert"] == 0
+    tokens = {adapter._insert_settings(large)["insert_deduplication_token"] for _ in range(2)}
+    assert len(tokens) == 1
+    adapter = make_adapter(async_insert=False)
+    adapter.init()
+    for _ in range(3):
+        adapter.bulk_insert(None, small)
+    assert server.run("SELECT count() FROM audit_logs").strip() == "1"
+    adapter.close()
+
+
+def test_settings_go_with_every_request(make_adapter):
+    adapter = make_adapter(settings={"max_result_rows": 1, "result_overflow_mode": "throw"})
+    with pytest.raises(Exception, match="TOO_MANY_ROWS"):
+        adapter.init()  # the columns of the table are more than one
+    adapter.close()
