@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from contextvars import ContextVar, Token
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from celery import signals  # type: ignore[import-untyped]
 
 from logbun_logging.context import (
     CONTEXT_FIELDS,
-    AuditContextFields,
-    bind_audit_context,
     current_context,
+    replace_audit_context,
     reset_audit_context,
 )
 from logbun_logging.event import UNKNOWN_ACTOR
@@ -33,10 +32,6 @@ HEADER: Final = "logbun_audit_context"
 
 #: A longer value is cut, in bytes of UTF-8: brokers limit what all headers may take together.
 MAX_VALUE: Final = 2048
-
-_NOTHING: Final[AuditContextFields] = cast(
-    "AuditContextFields", dict.fromkeys(sorted(CONTEXT_FIELDS))
-)
 
 #: What undoes the bindings of the tasks under way here, the innermost last: eager tasks nest.
 _bound: ContextVar[tuple[Token[Mapping[str, str | None]], ...]] = ContextVar(
@@ -77,11 +72,11 @@ def _write(headers: MutableMapping[str, Any] | None = None, **_: Any) -> None:
 def _bind(task: Any, **_: Any) -> None:
     """Bind what a task's message carries, and only that; an eager task keeps its caller's."""
     request = task.request
-    fields = {} if request.is_eager else {**_NOTHING, **_read(getattr(request, HEADER, None))}
-    _bound.set((*_bound.get(), bind_audit_context(**cast("AuditContextFields", fields))))
+    fields = current_context() if request.is_eager else _read(getattr(request, HEADER, None))
+    _bound.set((*_bound.get(), replace_audit_context(fields)))
 
 
-def _read(header: Any) -> dict[str, str]:
+def _read(header: Any) -> dict[str, str | None]:
     if not isinstance(header, Mapping):
         return {}
     return {

@@ -23,6 +23,7 @@ __all__ = [
     "bind_audit_context",
     "clear_audit_context",
     "get_audit_context",
+    "replace_audit_context",
     "reset_audit_context",
 ]
 
@@ -73,6 +74,17 @@ def bind_audit_context(
         raise TypeError(msg)
     merged: dict[str, str | None] = {**_current.get(), **cast("dict[str, str | None]", fields)}
     return _current.set({name: value for name, value in merged.items() if value is not None})
+
+
+def replace_audit_context(
+    fields: Mapping[str, str | None],
+) -> Token[Mapping[str, str | None]]:
+    """Put *fields* in the place of whatever is in force.
+
+    For whoever begins work of its own (a task, a request) where another's may have left something.
+    Returns a token for :func:`reset_audit_context`.
+    """
+    return _current.set(fields)
 
 
 def reset_audit_context(token: Token[Mapping[str, str | None]]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import socket
 import sys
 import threading
 from contextlib import contextmanager
@@ -128,6 +129,10 @@ def urls():
         logout(request)
         return JsonResponse([before, during, context()], safe=False)
 
+    async def forgetful(request):
+        bind_audit_context(tenant_id="left behind", outcome="left behind")
+        return JsonResponse({})
+
     async def async_login(request):
         before = context()
         user = await aauthenticate(request, username="bob", password="secret")
@@ -155,6 +160,7 @@ def urls():
     return (
         path("sync", sync_view),
         path("async", async_view),
+        path("forgetful", forgetful),
         path("sync-login", sync_login),
         path("async-login", async_login),
         path("api", api_view),
@@ -540,3 +546,20 @@ def test_django_behind_uvicorn(ann):
             next(response.iter_bytes())
         assert abandoned.wait(10)
         assert ended.pop() == bound
+
+
+@pytest.mark.parametrize("path", ["sync", "async"])
+def test_pipelined_requests_are_kept_apart(path):
+    from django.core.asgi import get_asgi_application
+
+    with (
+        uvicorn_thread(get_asgi_application(), loop="asyncio") as client,
+        socket.create_connection(("127.0.0.1", client.base_url.port), 60) as connection,
+        connection.makefile("rb") as answers,
+    ):
+        first = "POST /forgetful HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+        second = f"GET /{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        connection.sendall((first + second).encode())
+        found = answers.read()
+
+    assert b'{"ip_address": "127.0.0.1", "actor_id": "unknown"}' in found

@@ -4,7 +4,8 @@ Speaks the protocol (https://asgi.readthedocs.io/en/latest/specs/main.html) and 
 framework. The invariant: the context is bound in the task that serves the request, for exactly as
 long as the application's coroutine runs, which covers streaming bodies, background tasks and
 websockets; tasks and threads that the application starts get a copy of it from the interpreter.
-``scope``, ``receive`` and ``send`` pass through untouched.
+``receive`` and ``send`` pass through untouched; a request's ``scope`` gets one entry, see
+:mod:`~logbun_logging.middleware.isolation`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from logbun_logging.context import bind_audit_context, reset_audit_context
 from logbun_logging.middleware.client_ip import ClientIPRule, ForwardedHeader, TrustedProxies
+from logbun_logging.middleware.isolation import begin_request, end_request
 from logbun_logging.middleware.lookup import Lookup
 from logbun_logging.middleware.request import CGI_NAMES, request_fields
 
@@ -72,6 +74,13 @@ class AuditASGIMiddleware:
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return
+        undo = begin_request(scope)
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            end_request(undo)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = scope.get("client")  # None for a unix socket
         fields = request_fields(
             _cgi_headers(scope["headers"]), client[0] if client else None, self._client_ip

@@ -59,7 +59,7 @@ def wsgi_stream(environ, start_response):
 
 def run_asgi(app):
     with suppress(StopIteration):
-        app(SCOPE, None, None).send(None)
+        app(SCOPE.copy(), None, None).send(None)
 
 
 def run_wsgi(app):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 
 import pytest
@@ -172,6 +173,106 @@ def test_a_bad_option_is_refused_at_construction(options):
     (name,) = options
     with pytest.raises(ConfigurationError, match=f"^{name}="):
         AuditASGIMiddleware(Recorder(), **options)
+
+
+# -- requests that begin inside of others -------------------------------------------------------
+
+
+async def within_another_request(serve):
+    """Serve a request that binds an actor by hand, and *serve* in a task started within it."""
+
+    async def earlier(scope, receive, send):
+        bind_audit_context(tenant_id="t1", actor_id="ann")
+        tasks.append(asyncio.create_task(serve()))
+
+    tasks = []
+    with audit_context(outcome="around"):
+        await call(earlier)
+        return await tasks[0]
+
+
+def test_a_request_that_a_server_begins_inside_of_another_inherits_nothing_from_it():
+    app = Recorder()
+
+    async def later():
+        await call(app, get_tenant_id=lambda scope: lookups.append(context()))
+        return context()
+
+    lookups = []
+    left = asyncio.run(within_another_request(later))
+
+    assert app.seen == [{**BOUND, "outcome": "around"}] * 2
+    assert lookups == [{"outcome": "around"}]
+    assert left == {**BOUND, "outcome": "around", "tenant_id": "t1", "actor_id": "ann"}
+
+
+def test_a_request_made_in_process_is_another_one_and_the_outer_one_goes_on():
+    inner = Recorder()
+    seen = []
+
+    async def outer(scope, receive, send):
+        bind_audit_context(actor_id="ann")
+        await call(inner, {**SCOPE, "client": ("203.0.113.10", 1)})
+        seen.append(context())
+
+    run(outer)
+
+    assert inner.seen == [{**BOUND, "ip_address": "203.0.113.10"}] * 2
+    assert seen == [{**BOUND, "actor_id": "ann"}]
+
+
+def test_a_mounted_application_keeps_what_the_outer_one_has_bound():
+    inner = Recorder()
+
+    async def outer(scope, receive, send):
+        bind_audit_context(actor_id="ann")
+        await AuditASGIMiddleware(inner)({**scope, "path": "/mounted"}, receive, send)
+        assert context() == {**BOUND, "actor_id": "ann"}
+
+    run(outer)
+
+    assert inner.seen == [{**BOUND, "actor_id": "ann"}] * 2
+
+
+async def binding_app(scope, receive, send):
+    """Answer with the context, after reading the body; bind more if there is one."""
+    found, body = context(), b""
+    while not body.endswith(b"."):
+        message = await receive()
+        body += message["body"]
+        if not message["more_body"]:
+            break
+    if body:
+        bind_audit_context(tenant_id="t1", actor_id="ann")
+    answer = json.dumps(found).encode()
+    length = (b"content-length", str(len(answer)).encode())
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": answer})
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+@pytest.mark.parametrize("size", [1, 2_000_000], ids=["pipelined", "large body"])
+def test_requests_of_one_connection_are_kept_apart(serve_asgi, loop, parser, size):
+    first = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size
+    second = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    app = AuditASGIMiddleware(binding_app)
+    with (
+        serve_asgi(app, loop=loop, http=parser) as client,
+        socket.create_connection(("127.0.0.1", client.base_url.port), 60) as connection,
+        connection.makefile("rb") as answers,
+    ):
+        # The size makes uvicorn stop reading, and start again within the first request.
+        connection.sendall(first + b"x" * (size - 1) + b"." + (second if size == 1 else b""))
+        if size > 1:
+            head = answers.readline()
+            while head.strip():
+                head = answers.readline()
+            assert json.loads(answers.read(len('{"ip_address": "127.0.0.1"}')))
+            connection.sendall(second)
+        last = answers.read().split(b"\r\n\r\n")[-1]
+
+    assert json.loads(last) == {"ip_address": "127.0.0.1"}
 
 
 # -- Starlette and FastAPI behind uvicorn ------------------------------------------------------
