@@ -331,10 +331,11 @@ class WalWriter:
             fresh = self._create()
             failed = [s for s in (*self._segments, self._current) if s.failed]
             copies = [self._copy(segment, fresh) for segment in failed]
-            if self._fsync != "never":
-                os.fdatasync(_number(fresh))
+            synced = self._fsync == "never" or self._sync_segment(fresh)
         except OSError as error:
             self._error = error
+            synced = False
+        if fresh is None or not synced:
             if fresh is not None:
                 fresh.sealed = True  # nothing is in it that is not elsewhere
             self._delete_finished()
