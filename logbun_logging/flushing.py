@@ -28,6 +28,9 @@ __all__ = ["Flusher"]
 #: The longest pause between two tries, in seconds, whatever ``retry`` says.
 _LONGEST_DELAY = 300.0
 
+#: The pause between two tries while database, DLQ and WAL all fail, in seconds.
+_NOWHERE_DELAY = 1.0
+
 
 class Flusher:
     """Delivers what the buffers hold.
@@ -154,9 +157,16 @@ class Flusher:
                 reasons[why.reason] += by_payload.pop(payload)
             for stored in by_payload.values():
                 self._wal.acknowledge(stored)
+        homeless: list[Entry] = []
         for reason, unsent in reasons.items():
-            if self._dead_letter(lane.tenant_id, unsent, reason):
-                self._counters.add("dead_lettered", len(unsent))
+            left = self._dead_letter(lane.tenant_id, unsent, reason)
+            homeless += self._lose(left)
+        if homeless:  # nothing can be written, which a full disk does to everything at once
+            kept = set(homeless)
+            settled = [entry for entry in entries if entry not in kept]
+            self._buffers.settle(lane, settled, free=False)
+            self._buffers.retry_later(lane, homeless, _NOWHERE_DELAY)
+            return
         self._buffers.settle(lane, entries)
 
     def _refuse_tenantless(self, shipment: Shipment) -> Shipment:
@@ -167,32 +177,41 @@ class Flusher:
                 continue
             self._counters.add("refused", len(entries))
             self._reporter.report("refused", events=len(entries), reason="no tenant_id")
-            self._dead_letter(None, entries, "refused: require_tenant_id is on")
+            left = self._dead_letter(None, entries, "refused: require_tenant_id is on")
+            self._counters.add("lost", len(left))
             self._buffers.settle(lane, entries)
         return kept
 
-    def _dead_letter(self, tenant_id: str | None, entries: Sequence[Entry], reason: str) -> bool:
-        """Write entries to the DLQ; or else leave them to the WAL, or count them as lost."""
+    def _lose(self, entries: list[Entry]) -> list[Entry]:
+        """Count as lost what no WAL is going to keep; return the rest, which has to wait for it."""
+        waiting = [entry for entry in entries if entry.segment is not None]
+        self._counters.add("lost", len(entries) - len(waiting))
+        return waiting
+
+    def _dead_letter(
+        self, tenant_id: str | None, entries: Sequence[Entry], reason: str
+    ) -> list[Entry]:
+        """Write entries to the DLQ, or else leave them to the WAL; return what neither takes."""
         try:
             name = self._dlq.put(tenant_id, [entry.payload for entry in entries], reason)
         except (OSError, DlqFullError) as error:
             left = [entry for entry in entries if not self._wal.park(entry)]
             self._counters.add("parked", len(entries) - len(left))
-            self._counters.add("lost", len(left))
             self._reporter.report(
                 "dlq_failed",
                 logging.ERROR,
                 tenant_id=tenant_id,
                 parked=len(entries) - len(left),
-                lost=len(left),
+                left=len(left),
                 reason=f"{type(error).__name__}: {error}",
             )
-            return False
+            return left
         self._wal.acknowledge(entries)
+        self._counters.add("dead_lettered", len(entries))
         self._reporter.report(
             "dead_lettered", tenant_id=tenant_id, events=len(entries), file=name, reason=reason
         )
-        return True
+        return []
 
     def spill(self, *, drop: bool) -> bool:
         """Relieve memory of what the database does not keep up with; called by the listener.
@@ -233,5 +252,8 @@ class Flusher:
         for lane, entries in self._buffers.drain():
             homeless = [entry for entry in entries if not self._wal.keeps(entry)]
             if homeless:
-                self._dead_letter(lane.tenant_id, homeless, "shutdown before it was inserted")
+                left = self._dead_letter(
+                    lane.tenant_id, homeless, "shutdown before it was inserted"
+                )
+                self._counters.add("lost", len(left))
             self._buffers.settle(lane, entries, free=False)

@@ -467,3 +467,26 @@ def test_an_entry_that_healing_moved_while_it_was_claimed_is_pending_once(make_w
     assert moved_to is wal._current
     wal._withdraw(found)
     assert not moved_to.pending
+
+
+def test_an_error_that_another_thread_s_sync_was_told_is_not_missed_by_the_heal(
+    make_wal, monkeypatch
+):
+    wal = make_wal("always")
+    found = entry(1)
+    wal.append(found)
+    before = wal._current
+    wal._give_up(before, OSError("torn"))
+    copy = wal._copy
+
+    def copy_while_another_thread_syncs(source, target):
+        copied = copy(source, target)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(28, "full")))
+            wal._sync()  # the kernel reports the error to this one alone
+        return copied
+
+    monkeypatch.setattr(wal, "_copy", copy_while_another_thread_syncs)
+    assert not wal._heal()
+    assert found.segment is before
+    assert before.path.exists()

@@ -34,7 +34,7 @@ INJECTED = (
     ("every 3rd fdatasync: EIO", "fdatasync:error=EIO:when=3+3", "wal_failed"),
     ("fdatasync 2 to 12: EIO", "fdatasync:error=EIO:when=2..12", "wal_failed"),
     ("every 2nd fsync: EIO", "fsync:error=EIO:when=2+2", None),
-    ("openat 3 to 30: ENOSPC", "openat:error=ENOSPC:when=3..30", None),
+    ("every 3rd openat: EMFILE", "openat:error=EMFILE:when=40+3", None),
     ("every 2nd rename: EIO", "rename:error=EIO:when=2+2", None),
     ("every 2nd unlink: EIO", "unlink:error=EIO:when=2+2", None),
 )
@@ -49,7 +49,7 @@ class Result(NamedTuple):
 
     @property
     def right(self):
-        return self.heard and not (self.lost or self.doubled)
+        return self.heard and bool(self.acknowledged) and not (self.lost or self.doubled)
 
 
 def _result(workload, found, verdict, heard):

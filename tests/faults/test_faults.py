@@ -237,6 +237,30 @@ def test_a_database_and_a_dlq_that_both_fail_leave_events_to_the_wal(
     assert wait_until(lambda: len(adapter.events) == 20, 30)
 
 
+def test_what_neither_database_nor_dlq_nor_wal_can_take_waits_in_memory(
+    make_trail, make_logger, tmp_path
+):
+    adapter = SharedMemoryAdapter()
+    adapter.down = True
+    trail = make_trail(adapter=adapter, mode="durable", retry={**QUICK, "max_retries": 0})
+    folder = tmp_path / "data" / "test"
+    folder.mkdir(parents=True)
+    for name in ("dlq", "wal"):
+        (folder / name).write_text("a file where the folder should be")
+    audit = audit_for(trail, make_logger)
+    for number in range(20):
+        audit.fire("a", tenant_id="t", entity_id=str(number))
+    trail.flush(0.2)
+    assert wait_until(lambda: trail.stats()["insert_failures"] > 0, 20)
+    stats = trail.stats()
+    assert (stats["lost"], stats["queued"], stats["wal_failures"]) == (0, 20, 20)
+    for name in ("dlq", "wal"):
+        (folder / name).unlink()
+    adapter.down = False
+    assert wait_until(lambda: len(adapter.events) == 20, 30)
+    assert trail.stats()["accepted"] == 20
+
+
 def test_a_forked_child_delivers_its_own_and_leaves_the_parent_s(make_trail, make_logger):
     trail = make_trail(mode="durable")
     audit = audit_for(trail, make_logger)
