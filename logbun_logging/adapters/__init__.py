@@ -10,6 +10,7 @@ from logbun_logging.adapters.factory import CLASSES, create_adapter, load_adapte
 if TYPE_CHECKING:
     from logbun_logging.adapters.clickhouse import ClickHouseAdapter
     from logbun_logging.adapters.sqlite import SQLiteAdapter
+    from logbun_logging.adapters.turso import TursoAdapter
 
 __all__ = [
     "Adapter",
@@ -19,6 +20,7 @@ __all__ = [
     "ForkAwareAdapter",
     "PruneReport",
     "SQLiteAdapter",
+    "TursoAdapter",
     "create_adapter",
 ]
 

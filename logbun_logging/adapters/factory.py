@@ -18,13 +18,19 @@ __all__ = ["CLASSES", "create_adapter", "load_adapter_class"]
 #: Adapter class name to the module that has it.
 CLASSES: Final = {
     "SQLiteAdapter": "logbun_logging.adapters.sqlite",
+    "TursoAdapter": "logbun_logging.adapters.turso",
     "ClickHouseAdapter": "logbun_logging.adapters.clickhouse",
 }
 
-_TYPES: Final = {"sqlite": "SQLiteAdapter", "clickhouse": "ClickHouseAdapter"}
+_TYPES: Final = {
+    "sqlite": "SQLiteAdapter",
+    "turso": "TursoAdapter",
+    "clickhouse": "ClickHouseAdapter",
+}
 
 _SCHEMES: Final = {
     "sqlite": "SQLiteAdapter",
+    "libsql": "TursoAdapter",
     "clickhouse": "ClickHouseAdapter",
     "clickhouses": "ClickHouseAdapter",
     "chdb": "ClickHouseAdapter",

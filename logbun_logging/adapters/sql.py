@@ -20,9 +20,11 @@ __all__ = [
     "COLUMNS",
     "CREATE_TABLE",
     "INDEXES",
+    "INSERT_JSON",
     "MAX_ROWS_PER_STATEMENT",
     "TABLE",
     "add_column",
+    "delete_expired",
     "delete_rows",
     "delete_step",
     "expired_rows",
@@ -121,6 +123,16 @@ def insert_statement(rows: int) -> str:
     return f"INSERT INTO {TABLE} ({_NAMES}) VALUES {marks} ON CONFLICT(id) DO NOTHING"
 
 
+#: Inserts the rows of one parameter, a JSON array of arrays. Where parameters travel as JSON, this
+#: is half the bytes and a tenth of the client's work of one parameter for each value.
+INSERT_JSON: Final = (
+    f"INSERT INTO {TABLE} ({_NAMES}) SELECT "
+    + ", ".join(f"json_extract(value, '$[{place}]')" for place in range(len(COLUMNS)))
+    # Without WHERE, the parser would take ON for the beginning of a join's condition.
+    + " FROM json_each(?) WHERE true ON CONFLICT(id) DO NOTHING"
+)
+
+
 def add_column(name: str) -> str:
     """Return the statement that adds a column which an older table lacks."""
     kind = _COLUMN_TYPES[name]
@@ -159,6 +171,12 @@ def expired_rows(where: str, rows: int) -> str:
 def delete_rows(rows: int) -> str:
     """Return the statement that deletes *rows* rows by their ids."""
     return f"DELETE FROM {TABLE} WHERE id IN ({', '.join('?' * rows)})"
+
+
+def delete_expired(where: str, rows: int) -> str:
+    """Return the statement that deletes what :func:`expired_rows` would find, and returns it."""
+    found = expired_rows(where, rows)
+    return f"DELETE FROM {TABLE} WHERE id IN (SELECT id FROM ({found})) RETURNING created_at, id"
 
 
 def delete_step(where: str, rows: int) -> str:

@@ -1,0 +1,313 @@
+"""Turso and libSQL servers: SQLite at the other end of a network.
+
+Rows go in as one JSON parameter for each megabyte (``sql.INSERT_JSON``), the batches of all tenants
+in one transaction. The driver, its connection and its time-outs are behind ``turso_drivers``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from importlib.util import find_spec
+from typing import Any, Final, Literal, get_args
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+
+from logbun_logging.adapters import sql
+from logbun_logging.adapters.base import Batch, PruneReport, retention_limit
+from logbun_logging.adapters.turso_drivers import (
+    MAX_STATEMENT_BYTES,
+    Driver,
+    Endpoint,
+    NoAnswerError,
+    Rows,
+    Statement,
+    StatementError,
+)
+from logbun_logging.errors import AdapterUnavailableError, ConfigurationError, RejectedEventsError
+from logbun_logging.event import AuditEvent
+from logbun_logging.query import Filters, Pagination, TenantScope
+
+__all__ = ["TursoAdapter"]
+
+DriverName = Literal["libsql-client", "libsql"]
+Token = str | Callable[[], str] | None
+
+#: Rows deleted in one statement; the server lets nobody else write meanwhile.
+_PRUNE_STEP: Final = 500
+
+#: What the server says to a query whose rows are more than it sends in one answer.
+_TOO_LARGE: Final = "RESPONSE_TOO_LARGE"
+
+#: Answers that speak of the rows; all others (full, busy, no such table) of the database.
+_REFUSALS: Final = ("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG", "ARGS_INVALID")
+
+_SCHEMES: Final = ("libsql", "http", "https", "ws", "wss", "file")
+_EXTRAS: Final = {"libsql-client": ("libsql_client", "turso"), "libsql": ("libsql", "libsql")}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class TursoAdapter:
+    """Keeps audit events in a libSQL database: Turso's cloud, a server of your own, or a file.
+
+    Args:
+        url: ``libsql://host`` or ``https://host`` (TLS), ``http://host:8080``, ``ws://host:8080``,
+            ``wss://host``, or ``file:path``. May carry ``?auth_token=`` (or ``authToken``, as
+            Turso's own tools write it), and ``?tls=0`` with ``libsql://``.
+        auth_token: the database's token, or a callable that returns the one that holds now, which
+            is asked at each new connection.
+        timeout: seconds for each call of the database.
+        driver: ``"libsql-client"`` in this process, or ``"libsql"`` in a child process.
+
+    Raises:
+        ConfigurationError: an argument is not as described, or the driver is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        auth_token: Token = None,
+        timeout: float = 20.0,
+        driver: DriverName = "libsql-client",
+    ) -> None:
+        if driver not in get_args(DriverName):
+            allowed = " or ".join(map(repr, get_args(DriverName)))
+            raise ConfigurationError("adapter.driver", driver, allowed)
+        number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if not number or not 0.05 <= timeout <= 3600:
+            raise ConfigurationError("adapter.timeout", timeout, "a number from 0.05 to 3600")
+        self.url, token = _parse_url(url)
+        self._token = _only_token(token, auth_token)
+        self.timeout = timeout
+        self.driver = driver
+        self._driver = _open_driver(driver, Endpoint(self.url, self._current_token))
+
+    def __repr__(self) -> str:
+        return f"TursoAdapter(url={self.url!r}, driver={self.driver!r})"
+
+    def init(self) -> None:
+        """Create or migrate the table and its indexes; several processes may do so at once."""
+        columns = f"SELECT name, pk FROM pragma_table_info('{sql.TABLE}')"
+        for _ in range(3):
+            with self._errors():
+                found = self._driver.run([(sql.CREATE_TABLE, ()), (columns, ())], self.timeout)
+                try:
+                    self._driver.run(_migration(found[1]), self.timeout)
+                except StatementError as error:
+                    if "duplicate column" not in str(error):
+                        raise
+                    # Another process was faster: look again.
+                else:
+                    return
+        raise AdapterUnavailableError(f"{self!r}: the table changes all the time")
+
+    def bulk_insert(self, tenant_id: str | None, events: Sequence[AuditEvent]) -> bool:
+        """Store the events of one tenant in one transaction."""
+        return self.bulk_insert_many([(tenant_id, events)])
+
+    def bulk_insert_many(self, batches: Sequence[Batch]) -> bool:
+        """Store the batches of several tenants in one transaction."""
+        rows = [_encode(sql.to_row(event)) for _, events in batches for event in events]
+        if rows:
+            with self._errors():
+                self._driver.run([*_inserts(rows)], self.timeout)
+        return True
+
+    def query(
+        self, tenant_id: TenantScope, filters: Filters, pagination: Pagination
+    ) -> list[AuditEvent]:
+        """Return one page; see :class:`~logbun_logging.adapters.base.Adapter`.
+
+        A page that is more than the server sends at once is fetched in parts.
+        """
+        events: list[AuditEvent] = []
+        step = left = pagination.limit
+        while left > 0:
+            wanted = replace(pagination, limit=min(step, left))
+            try:
+                with self._errors():
+                    part = sql.select_page(self._select, tenant_id, filters, wanted)
+            except _ResponseTooLargeError:
+                if wanted.limit == 1:
+                    raise
+                step = wanted.limit // 2
+                continue
+            events += part
+            left -= len(part)
+            if len(part) < wanted.limit:
+                break
+            pagination = replace(pagination, after=(part[-1].created_at, part[-1].id))
+        return events
+
+    def prune(
+        self,
+        days: int | None,
+        *,
+        tenants: Mapping[str, int] | None = None,
+        dry_run: bool = False,
+        now: datetime | None = None,
+    ) -> PruneReport:
+        """Delete old rows in the order of the time index, a bounded number in each transaction."""
+        report: PruneReport = {}
+        for tenant, tenant_days in (tenants or {}).items():
+            before = sql.time_text(retention_limit(tenant_days, now))
+            where, values = "tenant_id = ? AND created_at < ?", (tenant, before)
+            report[tenant] = self._prune(where, values, dry_run=dry_run)
+        if days is not None:
+            before = sql.time_text(retention_limit(days, now))
+            others = sql.not_tenants(list(tenants or {}))
+            report[None] = self._prune(
+                f"created_at < ?{others}", (before, *(tenants or {})), dry_run=dry_run
+            )
+        return report
+
+    def _prune(self, where: str, values: tuple[Any, ...], *, dry_run: bool) -> int:
+        if dry_run:
+            with self._errors():
+                count = f"SELECT count(*) FROM {sql.TABLE} WHERE {where}"
+                return int(self._select(count, values)[0][0])
+        removed = 0
+        place: tuple[str, str] = ("", "")
+        statement = sql.delete_expired(where, _PRUNE_STEP)
+        while True:
+            started = time.monotonic()
+            with self._errors():
+                rows = self._select(statement, (*values, *place))
+            removed += len(rows)
+            if len(rows) < _PRUNE_STEP:
+                return removed
+            place = max((created_at, event_id) for created_at, event_id in rows)
+            time.sleep(time.monotonic() - started)  # others that write come in between
+
+    def close(self) -> None:
+        """Let go of the connection; the next call makes a new one."""
+        self._driver.close()
+
+    def after_fork(self) -> None:
+        """Forget the parent's connection."""
+        self._driver.after_fork()
+
+    def _select(self, statement: str, values: Sequence[Any]) -> Rows:
+        return self._driver.run([(statement, values)], self.timeout)[0]
+
+    def _current_token(self) -> str | None:
+        return self._token() if callable(self._token) else self._token
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Tell an unusable database from unusable rows, and let no token into a message."""
+        try:
+            yield
+        except StatementError as error:
+            text = f"{self!r}: {error.code}: {self._without_token(str(error))}"
+            if error.code.startswith(_REFUSALS):
+                raise RejectedEventsError(text) from None
+            if error.code == _TOO_LARGE:
+                raise _ResponseTooLargeError(text) from None
+            raise AdapterUnavailableError(text) from None
+        except NoAnswerError as error:
+            raise AdapterUnavailableError(f"{self!r}: {self._without_token(str(error))}") from None
+
+    def _without_token(self, text: str) -> str:
+        token = None if callable(self._token) else self._token
+        return text.replace(token, "***") if token else text
+
+
+class _ResponseTooLargeError(AdapterUnavailableError):
+    """The rows are more than the server sends in one answer."""
+
+
+def _inserts(rows: Sequence[bytes]) -> Iterator[Statement]:
+    """Return the statements that insert encoded rows."""
+    part: list[bytes] = []
+    size = 0
+    for row in rows:
+        if part and size + len(row) > MAX_STATEMENT_BYTES:
+            yield _insert(part)
+            part, size = [], 0
+        part.append(row)
+        size += len(row) + 1
+    yield _insert(part)
+
+
+def _insert(rows: Sequence[bytes]) -> Statement:
+    return sql.INSERT_JSON, ((b"[" + b",".join(rows) + b"]").decode(),)
+
+
+def _migration(columns: Rows) -> list[Statement]:
+    """Return the statements that bring a table up to date; *columns* are name and place in key."""
+    present = {name for name, _ in columns}
+    statements = [sql.add_column(name) for name in sql.COLUMNS if name not in present]
+    if [name for name, place in columns if place] != ["id"]:
+        statements.append(sql.unique_id())
+    for name, what in sql.INDEXES.items():
+        statements.append(f"CREATE INDEX IF NOT EXISTS {name} ON {what}")
+    return [(statement, ()) for statement in statements]
+
+
+def _parse_url(url: str) -> tuple[str, str | None]:
+    """Return the URL to connect to, without its query, and the token in that."""
+    allowed = f"a URL that starts with {', '.join(f'{scheme}:' for scheme in _SCHEMES)}"
+    if not isinstance(url, str):
+        raise ConfigurationError("adapter.url", url, allowed)
+    try:
+        parts = urlsplit(url)
+        query = dict(
+            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        )
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ConfigurationError("adapter.url", url, allowed) from None
+    if parts.scheme == "file":
+        if not parts.path or parts.netloc or query or parts.fragment:
+            raise ConfigurationError("adapter.url", url, "file:path, file:/path or file:///path")
+        return f"file:{parts.path}", None
+    if parts.scheme not in _SCHEMES:
+        raise ConfigurationError("adapter.url", url, allowed)
+    if not host or parts.username is not None or parts.fragment:
+        raise ConfigurationError("adapter.url", url, f"{parts.scheme}://host, or with a port")
+    tls = query.pop("tls", None)
+    tokens = {query.pop(name) for name in ("auth_token", "authToken") if name in query}
+    if query or len(tokens) > 1 or (tls is not None and (tls, parts.scheme) not in _TLS):
+        known = "auth_token=… alone, with tls=0 or tls=1 for libsql://"
+        raise ConfigurationError("adapter.url", url, f"a query with {known}")
+    scheme = parts.scheme
+    if scheme == "libsql":
+        # Not over a WebSocket, as libsql-client would have it: Turso's cloud takes those no more.
+        scheme = "http" if tls == "0" else "https"
+    return f"{scheme}://{parts.netloc}{parts.path}", next(iter(tokens), None) or None
+
+
+_TLS: Final = {("0", "libsql"), ("1", "libsql")}
+
+
+def _only_token(in_url: str | None, given: Token) -> Token:
+    if given is not None and not callable(given) and (not isinstance(given, str) or not given):
+        raise ConfigurationError("adapter.auth_token", "***", "a text, a callable, or None")
+    if in_url is not None and given is not None:
+        raise ConfigurationError("adapter.auth_token", "***", "given once: it is in url as well")
+    return in_url if given is None else given
+
+
+def _open_driver(name: DriverName, endpoint: Endpoint) -> Driver:
+    """Return the driver, imported here, on the thread that configures: see SQLiteAdapter."""
+    module, extra = _EXTRAS[name]
+    if find_spec(module) is None:
+        allowed = f"a driver that is installed: pip install 'logbun-logging[{extra}]'"
+        raise ConfigurationError("adapter.driver", name, allowed)
+    if name == "libsql":
+        from logbun_logging.adapters.turso_process import ProcessDriver  # noqa: PLC0415
+
+        over_http = (
+            endpoint.url.replace("ws", "http", 1) if endpoint.scheme.startswith("ws") else None
+        )
+        return ProcessDriver(endpoint._replace(url=over_http) if over_http else endpoint)
+    from logbun_logging.adapters.turso_client import FileDriver, RemoteDriver  # noqa: PLC0415
+
+    return FileDriver(endpoint) if endpoint.scheme == "file" else RemoteDriver(endpoint)

@@ -1,0 +1,217 @@
+"""The driver ``libsql-client``: over HTTP, over a WebSocket, and for a file.
+
+Remote databases are spoken to on the process's event loop, the only place where a client is
+touched. libsql-client has no time-outs, and a client that has missed an answer is of no use any
+more, so it is thrown away after each failure. Where it had worked before, the call is made once
+more on a new one: a server that was restarted, or a proxy that has closed an idle connection,
+costs no failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import libsql_client
+from libsql_client.hrana.convert import (
+    _batch_results_from_proto,
+    _batch_to_proto,
+    _error_from_proto,
+)
+from libsql_client.http import HttpClient
+
+from logbun_logging.adapters.base import keep_inherited
+from logbun_logging.adapters.event_loop import LoopThread
+from logbun_logging.adapters.forking import ForkGate
+from logbun_logging.adapters.turso_drivers import (
+    Endpoint,
+    NoAnswerError,
+    Rows,
+    Statement,
+    StatementError,
+)
+
+__all__ = ["FileDriver", "RemoteDriver"]
+
+#: Codes of libsql-client that say nothing of the statement.
+_NO_ANSWER: Final = frozenset(
+    {"SERVER_ERROR", "HRANA_WEBSOCKET_ERROR", "HRANA_PROTO_ERROR", "CLIENT_CLOSED", "STREAM_CLOSED"}
+)
+
+#: More statements than these make no single WebSocket message: escaped to ASCII they may grow to
+#: three times their size, and the server closes the connection over 16 MiB.
+_MAX_STATEMENTS_IN_MESSAGE: Final = 5
+_MAX_MESSAGE_BYTES: Final = 16 * 2**20
+
+#: Seconds for the farewell of a client that is thrown away.
+_FAREWELL: Final = 5.0
+
+_loop = LoopThread()
+_gate = ForkGate()
+
+
+class _PipelineClient(HttpClient):  # type: ignore[misc]  # libsql-client has no types
+    """Speaks version 2 of the protocol: Turso's cloud has no version 1, libsql-client's own."""
+
+    async def batch(self, stmts: Any) -> Any:
+        requests = [{"type": "batch", "batch": _batch_to_proto(stmts)}, {"type": "close"}]
+        answer = await self._send("POST", "v2/pipeline", {"requests": requests})
+        result = answer["results"][0]
+        if result["type"] == "error":
+            raise _error_from_proto(result["error"])
+        return _batch_results_from_proto(result["response"]["result"], len(stmts))
+
+
+class RemoteDriver:
+    """A database behind ``http``, ``https``, ``ws`` or ``wss``.
+
+    Args:
+        endpoint: where it is.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._over_http = endpoint.scheme.startswith("http")
+        self._reset()
+
+    def _reset(self) -> None:
+        # All of it is touched on the loop alone.
+        self._client: libsql_client.Client | None = None
+        self._proven = False
+        self._farewells: set[asyncio.Task[None]] = set()
+
+    def run(self, statements: Sequence[Statement], timeout: float) -> list[Rows]:
+        """Run all *statements* in one transaction; see :class:`Driver`."""
+        try:
+            return _loop.run(self._run(statements), timeout)
+        except TimeoutError:
+            raise NoAnswerError(f"no answer within timeout={timeout:g} s") from None
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        with suppress(TimeoutError):
+            _loop.run(self._close(), _FAREWELL)
+
+    def after_fork(self) -> None:
+        """Forget the parent's connection."""
+        keep_inherited((self._client, self._farewells))
+        self._reset()
+
+    async def _run(self, statements: Sequence[Statement]) -> list[Rows]:
+        while True:
+            client = self._client
+            again = client is not None and self._proven
+            if client is None:
+                client, self._proven = self._open(), False
+                self._client = client
+            try:
+                found = await self._send(client, statements)
+            except libsql_client.LibsqlError as error:
+                if error.code not in _NO_ANSWER:
+                    raise StatementError(error.code, error.explanation) from None
+                failure: Exception = error
+            except Exception as error:
+                failure = error
+            except BaseException:  # cancelled: the answer may come yet, and would not be understood
+                self._throw_away(client)
+                raise
+            else:
+                self._proven = True
+                return [[row.astuple() for row in result] for result in found]
+            self._throw_away(client)
+            if "HTTP status 413" in str(failure):
+                raise StatementError("SQLITE_TOOBIG", str(failure))
+            if not again:
+                raise NoAnswerError(f"{type(failure).__name__}: {failure}") from failure
+
+    def _open(self) -> libsql_client.Client:
+        token = self._endpoint.token()
+        if self._over_http:
+            return _PipelineClient(self._endpoint.url.rstrip("/") + "/", auth_token=token)
+        return libsql_client.create_client(self._endpoint.url, auth_token=token)
+
+    async def _send(self, client: libsql_client.Client, statements: Sequence[Statement]) -> Any:
+        if self._over_http:
+            return await client.batch([*statements])
+        for _, values in statements:
+            if any(_may_be_too_long(value) for value in values):
+                raise StatementError("SQLITE_TOOBIG", "a row is too large for a WebSocket message")
+        if len(statements) <= _MAX_STATEMENTS_IN_MESSAGE:
+            return await client.batch([*statements])
+        transaction = client.transaction()
+        try:
+            results = [await transaction.execute(statement) for statement in statements]
+            await transaction.commit()
+        finally:
+            transaction.close()
+        return results
+
+    def _throw_away(self, client: libsql_client.Client) -> None:
+        if self._client is client:
+            self._client = None
+        farewell = asyncio.ensure_future(_say_goodbye(client))
+        self._farewells.add(farewell)
+        farewell.add_done_callback(self._farewells.discard)
+
+    async def _close(self) -> None:
+        if self._client is not None:
+            self._throw_away(self._client)
+        if self._farewells:
+            await asyncio.wait(self._farewells)
+
+
+async def _say_goodbye(client: libsql_client.Client) -> None:
+    with suppress(Exception):
+        await asyncio.wait_for(client.close(), _FAREWELL)
+
+
+def _may_be_too_long(value: Any) -> bool:
+    return isinstance(value, str) and 3 * len(value.encode()) > _MAX_MESSAGE_BYTES
+
+
+class FileDriver:
+    """A local SQLite file. Each call opens it anew, as libsql-client does.
+
+    Args:
+        endpoint: where it is.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._url = endpoint.url
+
+    def run(self, statements: Sequence[Statement], timeout: float) -> list[Rows]:
+        """Run all *statements* in one transaction; wait for others that write to the file."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                with _gate.call():
+                    return self._run(statements)
+            except libsql_client.LibsqlError as error:
+                busy = error.code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+                if not busy or time.monotonic() > deadline:
+                    raise StatementError(error.code, error.explanation) from None
+            time.sleep(0.005)
+
+    def _run(self, statements: Sequence[Statement]) -> list[Rows]:
+        client = libsql_client.create_client(self._url)
+        _run_here(client.execute("PRAGMA journal_mode = WAL"))  # readers go on while one writes
+        found = _run_here(client.batch([*statements]))
+        return [[row.astuple() for row in result] for result in found]
+
+    def close(self) -> None:
+        """Do nothing: nothing stays open."""
+
+    def after_fork(self) -> None:
+        """Do nothing: nothing stays open."""
+
+
+def _run_here(work: Any) -> Any:
+    """Run a coroutine that never waits for anything, as libsql-client's are for a file."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("libsql-client waits for something")
