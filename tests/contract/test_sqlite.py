@@ -9,30 +9,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-import msgspec
 import pytest
 
 from logbun_logging import AdapterUnavailableError
 from logbun_logging.adapters import SQLiteAdapter
-from logbun_logging.event import AuditEvent
 from logbun_logging.testing import AdapterContract, samples
 from logbun_logging.testing.contract import read
-
-#: Tables that were made before some of the columns existed, by what is different in them.
-OLDER_TABLES = {
-    "fewer columns": (
-        "CREATE TABLE audit_logs (id TEXT PRIMARY KEY, created_at TEXT NOT NULL, "
-        "action TEXT NOT NULL, actor_id TEXT NOT NULL, tenant_id TEXT, metadata TEXT)"
-    ),
-    "no key": (
-        "CREATE TABLE audit_logs (id TEXT, created_at TEXT, action TEXT, actor_id TEXT, "
-        "tenant_id TEXT, metadata TEXT)"
-    ),
-    "columns in another order, and one of somebody else's": (
-        "CREATE TABLE audit_logs (metadata TEXT, tenant_id TEXT, id TEXT NOT NULL PRIMARY KEY, "
-        "actor_id TEXT, action TEXT, comment TEXT, created_at TEXT)"
-    ),
-}
+from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_row
 
 
 class TestSQLiteAdapter(AdapterContract):
@@ -43,21 +26,10 @@ class TestSQLiteAdapter(AdapterContract):
     @pytest.fixture(params=OLDER_TABLES.values(), ids=OLDER_TABLES)
     def older_table(self, request, tmp_path):
         def make():
-            old = [
-                AuditEvent(f"0190-{number}", f"2024-01-0{number}T00:00:00.000000Z", "old", "u", "t")
-                for number in range(1, 4)
-            ]
-            old[0] = msgspec.structs.replace(old[0], tenant_id=None, metadata={"a": 1})
+            old = old_events()
             with closing(sqlite3.connect(tmp_path / "audit.db")) as database, database:
                 database.execute(request.param)
-                for event in old:
-                    values = (event.id, event.created_at, event.action, event.actor_id)
-                    metadata = event.metadata and '{"a": 1}'
-                    database.execute(
-                        "INSERT INTO audit_logs (id, created_at, action, actor_id, tenant_id, "
-                        "metadata) VALUES (?, ?, ?, ?, ?, ?)",
-                        (*values, event.tenant_id, metadata),
-                    )
+                database.executemany(INSERT, map(old_row, old))
             return old
 
         return make

@@ -1,0 +1,130 @@
+"""TursoAdapter keeps the contract with a real libSQL server, over each protocol and driver."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from logbun_logging.adapters import TursoAdapter
+from logbun_logging.testing import AdapterContract, ServerContract
+from tests.contract import sqld
+from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_row
+
+#: Well below what the contract waits for an answer.
+TIMEOUT = 3.0
+
+
+@pytest.fixture(scope="module")
+def plain_server(tmp_path_factory):
+    server = sqld.Sqld(sqld.skip_without_server(), tmp_path_factory.mktemp("sqld"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def guarded_server(tmp_path_factory):
+    path = sqld.skip_without_server()
+    server = sqld.Sqld(path, tmp_path_factory.mktemp("sqld-jwt"), key=sqld.new_key())
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def namespaces_server(tmp_path_factory):
+    path = sqld.skip_without_server()
+    server = sqld.Sqld(path, tmp_path_factory.mktemp("sqld-ns"), namespaces=True)
+    server.create(0)
+    yield server
+    server.stop()
+
+
+class OnServer(ServerContract):
+    """What the protocols and drivers have in common."""
+
+    scheme = "http"
+    driver = "libsql-client"
+
+    @pytest.fixture
+    def server(self, plain_server):
+        plain_server.run("DROP TABLE IF EXISTS audit_logs")
+        return plain_server
+
+    def adapter_of(self, url, **options):
+        return TursoAdapter(url, driver=self.driver, timeout=TIMEOUT, **options)
+
+    @pytest.fixture
+    def make_adapter(self, server):
+        return lambda: self.adapter_of(server.url(self.scheme))
+
+    @pytest.fixture
+    def unreachable_adapter(self):
+        return self.adapter_of(f"{self.scheme}://127.0.0.1:1")
+
+    @pytest.fixture(params=["another's", "expired", "nonsense", "none", "read-only"])
+    def denied_adapter(self, request, guarded_server):
+        token = {
+            "another's": sqld.jwt.encode({"a": "rw"}, sqld.new_key(), algorithm="EdDSA"),
+            "expired": guarded_server.token(exp=1),
+            "nonsense": "nonsense",
+            "none": None,
+            "read-only": guarded_server.token(a="ro"),
+        }[request.param]
+        return self.adapter_of(guarded_server.url(self.scheme), auth_token=token)
+
+    @pytest.fixture(params=OLDER_TABLES.values(), ids=OLDER_TABLES)
+    def older_table(self, request, server):
+        def make():
+            old = old_events()
+            server.run(request.param, *((INSERT, *old_row(event)) for event in old))
+            return old
+
+        return make
+
+
+class TestOverHTTP(OnServer):
+    pass
+
+
+class TestOverWebSocket(OnServer):
+    scheme = "ws"
+
+
+class TestLibsqlDriver(OnServer):
+    driver = "libsql"
+
+
+class TestNamespace(OnServer):
+    """One tenant's namespace of many."""
+
+    @pytest.fixture
+    def server(self, namespaces_server):
+        namespaces_server.run("DROP TABLE IF EXISTS audit_logs", tenant=0)
+        return namespaces_server
+
+    @pytest.fixture
+    def make_adapter(self, server):
+        return lambda: self.adapter_of(server.url(self.scheme, 0))
+
+    @pytest.fixture
+    def older_table(self):
+        pytest.skip("migration is tested without namespaces")
+
+
+@pytest.mark.parametrize("driver", ["libsql-client", "libsql"])
+class TestFile(AdapterContract):
+    @pytest.fixture
+    def make_adapter(self, tmp_path, driver):
+        return lambda: TursoAdapter(f"file:{tmp_path}/audit.db", driver=driver)
+
+    @pytest.fixture(params=OLDER_TABLES.values(), ids=OLDER_TABLES)
+    def older_table(self, request, tmp_path):
+        def make():
+            old = old_events()
+            with closing(sqlite3.connect(tmp_path / "audit.db")) as database, database:
+                database.execute(request.param)
+                database.executemany(INSERT, map(old_row, old))
+            return old
+
+        return make
