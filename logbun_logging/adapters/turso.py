@@ -6,6 +6,7 @@ in one transaction. The driver, its connection and its time-outs are behind ``tu
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,6 +88,7 @@ class TursoAdapter:
         self.timeout = timeout
         self.driver = driver
         self._driver = _open_driver(driver, Endpoint(self.url, self._current_token))
+        self._writing = threading.Lock()
 
     def __repr__(self) -> str:
         return f"TursoAdapter(url={self.url!r}, driver={self.driver!r})"
@@ -96,9 +98,9 @@ class TursoAdapter:
         columns = f"SELECT name, pk FROM pragma_table_info('{sql.TABLE}')"
         for _ in range(3):
             with self._errors():
-                found = self._driver.run([(sql.CREATE_TABLE, ()), (columns, ())], self.timeout)
+                found = self._write([(sql.CREATE_TABLE, ()), (columns, ())])
                 try:
-                    self._driver.run(_migration(found[1]), self.timeout)
+                    self._write(_migration(found[1]))
                 except StatementError as error:
                     if "duplicate column" not in str(error):
                         raise
@@ -116,7 +118,7 @@ class TursoAdapter:
         rows = [_encode(sql.to_row(event)) for _, events in batches for event in events]
         if rows:
             with self._errors():
-                self._driver.run([*_inserts(rows)], self.timeout)
+                self._write([*_inserts(rows)])
         return True
 
     def query(
@@ -178,7 +180,7 @@ class TursoAdapter:
         while True:
             started = time.monotonic()
             with self._errors():
-                rows = self._select(statement, (*values, *place))
+                (rows,) = self._write([(statement, (*values, *place))])
             removed += len(rows)
             if len(rows) < _PRUNE_STEP:
                 return removed
@@ -192,12 +194,33 @@ class TursoAdapter:
     def after_fork(self) -> None:
         """Forget the parent's connection."""
         self._driver.after_fork()
+        self._writing = threading.Lock()
 
     def _select(self, statement: str, values: Sequence[Any]) -> Rows:
         return self._driver.run([(statement, values)], self.timeout)[0]
 
+    def _write(self, statements: Sequence[Statement]) -> list[Rows]:
+        """Run *statements* when no other thread writes.
+
+        SQLite lets one write at a time, so nothing is lost by it. Left to queue for the lock at the
+        server, many writers at once get ``SQLITE_BUSY``, and have been seen to hang it for good.
+        """
+        started = time.monotonic()
+        if not self._writing.acquire(timeout=self.timeout):
+            raise NoAnswerError(f"other writes took all of timeout={self.timeout:g} s")
+        try:
+            left = self.timeout - (time.monotonic() - started)
+            return self._driver.run(statements, max(left, 0.05))
+        finally:
+            self._writing.release()
+
     def _current_token(self) -> str | None:
-        return self._token() if callable(self._token) else self._token
+        if not callable(self._token):
+            return self._token
+        try:
+            return self._token()
+        except Exception as error:
+            raise NoAnswerError(f"auth_token() raised {type(error).__name__}") from error
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -2,9 +2,9 @@
 
 Remote databases are spoken to on the process's event loop, the only place where a client is
 touched. libsql-client has no time-outs, and a client that has missed an answer is of no use any
-more, so it is thrown away after each failure. Where it had worked before, the call is made once
-more on a new one: a server that was restarted, or a proxy that has closed an idle connection,
-costs no failure.
+more, so no call begins on it after a failure, and the last that uses it closes it. Where it had
+worked before, the call is made once more on a new one: a server that was restarted, or a proxy that
+has closed an idle connection, costs no failure.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ class RemoteDriver:
         self._reset()
 
     def _reset(self) -> None:
-        # All of it is touched on the loop alone.
-        self._client: libsql_client.Client | None = None
-        self._proven = False
+        # Both are touched on the loop alone.
+        self._current: _Client | None = None
         self._farewells: set[asyncio.Task[None]] = set()
 
     def run(self, statements: Sequence[Statement], timeout: float) -> list[Rows]:
@@ -97,35 +96,32 @@ class RemoteDriver:
 
     def after_fork(self) -> None:
         """Forget the parent's connection."""
-        keep_inherited((self._client, self._farewells))
+        keep_inherited((self._current, self._farewells))
         self._reset()
 
     async def _run(self, statements: Sequence[Statement]) -> list[Rows]:
         while True:
-            client = self._client
-            again = client is not None and self._proven
-            if client is None:
-                client, self._proven = self._open(), False
-                self._client = client
+            client = self._current = self._current or _Client(self._open())
+            again = client.proven
+            client.users += 1
             try:
-                found = await self._send(client, statements)
-            except libsql_client.LibsqlError as error:
-                if error.code not in _NO_ANSWER:
-                    raise StatementError(error.code, error.explanation) from None
-                failure: Exception = error
-            except Exception as error:
-                failure = error
-            except BaseException:  # cancelled: the answer may come yet, and would not be understood
-                self._throw_away(client)
-                raise
+                found = await self._send(client.client, statements)
+            except (Exception, asyncio.CancelledError) as error:
+                answer = _answer(error)
+                if answer is not None:
+                    raise answer from None
+                if self._current is client:
+                    self._current = None
+                if _is_cancelled():  # not only what libsql-client has waited for
+                    raise
+                if not again:
+                    raise NoAnswerError(f"{type(error).__name__}: {error}") from error
             else:
-                self._proven = True
+                client.proven = True
                 return [[row.astuple() for row in result] for result in found]
-            self._throw_away(client)
-            if "HTTP status 413" in str(failure):
-                raise StatementError("SQLITE_TOOBIG", str(failure))
-            if not again:
-                raise NoAnswerError(f"{type(failure).__name__}: {failure}") from failure
+            finally:
+                client.users -= 1
+                self._close_unless_used(client)
 
     def _open(self) -> libsql_client.Client:
         token = self._endpoint.token()
@@ -149,23 +145,55 @@ class RemoteDriver:
             transaction.close()
         return results
 
-    def _throw_away(self, client: libsql_client.Client) -> None:
-        if self._client is client:
-            self._client = None
-        farewell = asyncio.ensure_future(_say_goodbye(client))
-        self._farewells.add(farewell)
-        farewell.add_done_callback(self._farewells.discard)
+    def _close_unless_used(self, client: _Client) -> None:
+        if client is not self._current and not client.users:
+            # Nobody waits for it: with a server that hangs, it takes a while.
+            farewell = asyncio.ensure_future(_close(client))
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
 
     async def _close(self) -> None:
-        if self._client is not None:
-            self._throw_away(self._client)
+        client, self._current = self._current, None
+        if client is not None:
+            self._close_unless_used(client)
         if self._farewells:
             await asyncio.wait(self._farewells)
 
 
-async def _say_goodbye(client: libsql_client.Client) -> None:
+class _Client:
+    """One of libsql-client's clients.
+
+    Attributes:
+        users: calls under way.
+        proven: a call has been answered.
+    """
+
+    def __init__(self, client: libsql_client.Client) -> None:
+        self.client = client
+        self.users = 0
+        self.proven = False
+
+
+async def _close(client: _Client) -> None:
     with suppress(Exception):
-        await asyncio.wait_for(client.close(), _FAREWELL)
+        await asyncio.wait_for(client.client.close(), _FAREWELL)
+
+
+def _answer(error: BaseException) -> StatementError | None:
+    """Return what the database has said; None if it was not the database."""
+    if isinstance(error, StatementError):
+        return error
+    if isinstance(error, libsql_client.LibsqlError):
+        if error.code not in _NO_ANSWER:
+            return StatementError(error.code, error.explanation)
+        if "HTTP status 413" in error.explanation:
+            return StatementError("SQLITE_TOOBIG", error.explanation)
+    return None
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _may_be_too_long(value: Any) -> bool:
