@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import MappingProxyType
-from typing import TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack
+
+from logbun_logging.values import plain_text
 
 __all__ = [
     "CONTEXT_FIELDS",
@@ -60,6 +62,8 @@ def bind_audit_context(
 ) -> Token[Mapping[str, str | None]]:
     """Add *fields* to the context from here on; a value of None unsets a field.
 
+    What is no string (a UUID, say, or a primary key) is kept as its text.
+
     Returns a token for :func:`reset_audit_context`. Prefer :func:`audit_context`, which cannot be
     left bound by mistake.
 
@@ -72,8 +76,14 @@ def bind_audit_context(
         allowed = ", ".join(sorted(CONTEXT_FIELDS))
         msg = f"unknown audit context field(s) {names}: allowed are {allowed}"
         raise TypeError(msg)
-    merged: dict[str, str | None] = {**_current.get(), **cast("dict[str, str | None]", fields)}
-    return _current.set({name: value for name, value in merged.items() if value is not None})
+    merged: dict[str, Any] = {**_current.get(), **fields}
+    # Who acts may be known only at the call, as Django's lazy user: the encoder asks for its text.
+    texts = {
+        name: value if name == "actor_id" else plain_text(value)
+        for name, value in merged.items()
+        if value is not None
+    }
+    return _current.set(texts)
 
 
 def replace_audit_context(

@@ -9,6 +9,7 @@ a driver's call return; a call that hangs costs that thread, not a worker.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -16,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
+
+import msgspec
 
 from logbun_logging.adapters.base import Batch
 from logbun_logging.breaker import CircuitBreaker
@@ -90,9 +93,11 @@ class TimedCalls:
             runner = self._idle.get_nowait()
         except queue.Empty:
             runner = _Runner(self._finish)
+            if sys.is_finalizing():  # no new threads, so no time-out
+                return call()
             try:
                 threading.Thread(target=runner.loop, name=self._name, daemon=True).start()
-            except RuntimeError:  # the interpreter is ending: no new threads, so no time-out
+            except RuntimeError:  # refused already at the end of the main thread, by Python 3.12
                 return call()
         result = _Result(database)
         runner.calls.put((call, result))
@@ -187,7 +192,10 @@ class Delivery:
         breaker = self._databases.breaker(tenant_id)
         if not breaker.allow():
             return Outcome(Verdict.OUTAGE, "the database is down")
-        decoded = [(tenant, _decode(payloads)) for tenant, payloads in batches]
+        try:
+            decoded = [(tenant, _decode(payloads)) for tenant, payloads in batches]
+        except msgspec.MsgspecError as error:  # no event of ours; splitting finds it
+            return Outcome(Verdict.REFUSED, _text(error))
         try:
             stored = self._calls.run(
                 lambda: self._insert(tenant_id, decoded), self._timeout, breaker

@@ -27,7 +27,7 @@ from logbun_logging.event import (
 from logbun_logging.options import LimitOptions
 from logbun_logging.redaction import Redactor
 from logbun_logging.stats import Counters
-from logbun_logging.values import REDACTED, Normalizer, clean_tenant_id, safe_str
+from logbun_logging.values import REDACTED, Normalizer, clean_tenant_id, plain_text
 
 __all__ = ["CALL_FIELDS", "EventEncoder"]
 
@@ -92,42 +92,42 @@ class EventEncoder:
                 self._counters.add("unknown_actor")
                 actor = UNKNOWN_ACTOR
             elif type(actor) is not str:
-                actor = str(actor)
+                actor = plain_text(actor)
             tenant = get("tenant_id")
             if tenant is None or tenant == "":
                 tenant = inherited("tenant_id")
             if tenant is not None and type(tenant) is not str:
-                tenant = str(tenant)
+                tenant = plain_text(tenant)
             entity_type = get("entity_type")
             if entity_type is None:
                 entity_type = inherited("entity_type")
             elif type(entity_type) is not str:
-                entity_type = str(entity_type)
+                entity_type = plain_text(entity_type)
             entity = get("entity_id")
             if entity is None:
                 entity = inherited("entity_id")
             elif type(entity) is not str:
-                entity = str(entity)
+                entity = plain_text(entity)
             outcome = get("outcome")
             if outcome is None:
                 outcome = inherited("outcome")
             elif type(outcome) is not str:
-                outcome = str(outcome)
+                outcome = plain_text(outcome)
             request = get("request_id")
             if request is None:
                 request = inherited("request_id")
             elif type(request) is not str:
-                request = str(request)
+                request = plain_text(request)
             address = get("ip_address")
             if address is None:
                 address = inherited("ip_address")
             elif type(address) is not str:
-                address = str(address)
+                address = plain_text(address)
             agent = get("user_agent")
             if agent is None:
                 agent = inherited("user_agent")
             elif type(agent) is not str:
-                agent = str(agent)
+                agent = plain_text(agent)
             old, new, metadata = get("old_values"), get("new_values"), get("metadata")
             if extra:
                 metadata = extra if metadata is None else {**extra, **metadata}
@@ -192,7 +192,7 @@ class EventEncoder:
                     continue
                 if name == "tenant_id":
                     values[name] = tenant = (
-                        clean_tenant_id(safe_str(given), self._limits.max_string_bytes) or None
+                        clean_tenant_id(plain_text(given), self._limits.max_string_bytes) or None
                     )
                 elif self._redactor is not None and self._redactor((name,)):
                     values[name] = REDACTED

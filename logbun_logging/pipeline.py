@@ -53,6 +53,9 @@ _CALM: Final = 1000
 #: then is pruned after the next start.
 _RETENTION_WAIT: Final = 2.0
 
+#: How long ``flush`` waits for a listener where there are no flush workers, in seconds.
+_LISTENER_WAIT: Final = 1.0
+
 _live: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 
@@ -276,20 +279,25 @@ class Pipeline:
     def start(self) -> None:
         """Start the threads, unless they run; the first call to come does it."""
         with self._lifecycle:
-            if self.started:
+            if self.started or self.closing:
                 return
             if self.durable:
                 self.wal.open()
             self.started = True
-            with suppress(RuntimeError):  # no new threads at interpreter exit: shutdown delivers
-                self.flusher.start(1 if self.databases.shared else _WORKERS)
-                self.redelivery.start()
-                self.retention.start()
-                if self.durable:
-                    self.wal.poke()
-                for source in self.sources:
-                    source.start()
+            if not sys.is_finalizing():  # Python 3.11 would wait for the new thread for ever
+                with suppress(RuntimeError):  # others refuse it: then who flushes delivers
+                    self._start_threads()
             _flush_at_process_exit(self)
+
+    def _start_threads(self) -> None:
+        self.redelivery.start()
+        self.retention.start()
+        if self.durable:
+            self.wal.poke()
+        for source in self.sources:
+            source.start()
+        # The workers come last: when they run, so does everything that they rely on.
+        self.flusher.start(1 if self.databases.shared else _WORKERS)
 
     def add_source(self, source: Source) -> None:
         """Take up a queue and its listener."""
@@ -306,6 +314,10 @@ class Pipeline:
         """
         if not self.started:
             return True
+        with self._lifecycle:  # not while another thread starts it
+            running = self.flusher.running
+        if not running:
+            return self._deliver_here()
         deadline = time.monotonic() + timeout
         for source in self.sources:
             source.hurry()
@@ -320,6 +332,14 @@ class Pipeline:
         delivered = delivered and not more and not self.redelivery.parked()
         self._flush_failed_at = None if delivered else time.monotonic()
         return delivered
+
+    def _deliver_here(self) -> bool:
+        """Deliver on the calling thread: at the interpreter's end there may be no other."""
+        for source in self.sources:
+            source.stop(_LISTENER_WAIT)
+        self.buffers.make_all_due()
+        self.flusher.run_here()
+        return not self.buffers.events
 
     def _more_to_come(self) -> bool:
         if self.bootstrap_error is not None or not self.databases.healthy():
@@ -364,12 +384,8 @@ class Pipeline:
             self.buffers.flush(deadline)
         for source in self.sources:
             source.stop(max(0.1, deadline - time.monotonic()))
-        if self.flusher.running:
-            delivered = self.buffers.flush(deadline)
-        else:
-            self.buffers.make_all_due()
-            self.flusher.run_here()
-            delivered = not self.buffers.events
+        running = self.flusher.running
+        delivered = self.buffers.flush(deadline) if running else self._deliver_here()
         if not delivered:
             self.flusher.give_up()
         self.redelivery.stop(max(0.5, deadline - time.monotonic()))

@@ -16,6 +16,7 @@ import msgspec
 
 from logbun_logging.errors import QueryError
 from logbun_logging.event import AuditEvent
+from logbun_logging.values import clean_text, plain_text
 
 __all__ = [
     "ALL_TENANTS",
@@ -112,13 +113,16 @@ def make_filters(
     exact: list[str] = []
     prefixes: list[str] = []
     if action is not None:
+        if not isinstance(action, Iterable):
+            raise QueryError(f"action={action!r}: allowed are one or more strings, e.g. 'course.*'")
         for item in [action] if isinstance(action, str) else action:
             if not isinstance(item, str):
                 raise QueryError(f"action={item!r}: allowed are strings, e.g. 'course.*'")
-            if item.endswith("*"):
-                prefixes.append(item[:-1])
+            text = clean_text(plain_text(item))
+            if text.endswith("*"):
+                prefixes.append(text[:-1])
             else:
-                exact.append(item)
+                exact.append(text)
         if not exact and not prefixes:
             raise QueryError("action=[]: allowed are one or more actions, or None for any")
         if "" in prefixes:
@@ -129,7 +133,7 @@ def make_filters(
             continue
         if not isinstance(value, str):
             raise QueryError(f"{name}={value!r}: allowed is a string")
-        pairs.append((name, value))
+        pairs.append((name, clean_text(plain_text(value))))
     return Filters(
         actions=tuple(dict.fromkeys(exact)),
         action_prefixes=tuple(dict.fromkeys(prefixes)),

@@ -22,12 +22,14 @@ from logbun_logging.errors import (
     LogbunError,
     NotReadyError,
     PruneError,
+    QueryError,
     TenantRequiredError,
 )
 from logbun_logging.event import AuditEvent, Entry
 from logbun_logging.options import TrailOptions, parse_options
 from logbun_logging.pipeline import Pipeline
 from logbun_logging.query import (
+    AllTenants,
     Filters,
     Page,
     Pagination,
@@ -37,7 +39,7 @@ from logbun_logging.query import (
     encode_cursor,
     make_filters,
 )
-from logbun_logging.values import clean_tenant_id
+from logbun_logging.values import clean_tenant_id, plain_text
 
 if TYPE_CHECKING:
     from logbun_logging.handlers import AuditQueueHandler
@@ -186,8 +188,7 @@ class AuditTrail:
 
         Args:
             tenant_id: whose events; None for those of no tenant, and only those. For every
-            tenant's,
-                pass :data:`~logbun_logging.ALL_TENANTS`.
+                tenant's, pass :data:`~logbun_logging.ALL_TENANTS`.
             action: an action, several, or prefixes like ``"course.*"``.
             actor_id: who did it.
             entity_type: the kind of thing.
@@ -253,7 +254,9 @@ class AuditTrail:
 
     def _scope(self, tenant_id: TenantScope) -> TenantScope:
         if isinstance(tenant_id, str) and tenant_id:
-            return clean_tenant_id(tenant_id, self.options.limits.max_string_bytes)
+            return clean_tenant_id(plain_text(tenant_id), self.options.limits.max_string_bytes)
+        if not (tenant_id is None or tenant_id == "" or isinstance(tenant_id, AllTenants)):
+            raise QueryError(f"tenant_id={tenant_id!r}: allowed is a string, None or ALL_TENANTS")
         if self.options.require_tenant_id:
             raise TenantRequiredError("tenant_id=None: require_tenant_id is on, so name a tenant")
         return tenant_id or None

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from enum import Enum
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ __all__ = [
     "clean_text",
     "cut_start",
     "cut_text",
+    "plain_text",
     "safe_str",
 ]
 
@@ -44,6 +46,20 @@ def safe_str(value: object) -> str:
         return text if type(text) is str else str.__str__(text)
     except Exception:
         return f"<unprintable {type(value).__name__}>"
+
+
+def plain_text(value: object) -> str:
+    """Return *value* as text, or a description of it if its own code fails.
+
+    A string stands for its characters, whatever its class makes of ``str()``, and the member of an
+    Enum for its value; of everything else it is ``str()``.
+    """
+    try:
+        if isinstance(value, str):
+            return str.__str__(value)
+        return safe_str(value.value if isinstance(value, Enum) else value)
+    except Exception:  # an object that lies about its class
+        return safe_str(value)
 
 
 def clean_text(text: str) -> str:
@@ -121,7 +137,7 @@ class Normalizer:
 
     def text(self, value: object) -> str:
         """Return *value* as storable text within the limit."""
-        text = clean_text(value if type(value) is str else _plain_text(value))
+        text = clean_text(plain_text(value))
         if len(text) * 4 <= self._limit:
             return text
         cut = cut_text(text, self._limit)
@@ -157,7 +173,9 @@ class Normalizer:
         if isinstance(value, BaseException):
             return self.text(f"{type(value).__name__}: {safe_str(value)}")
         if isinstance(value, str | PurePath):
-            return self.text(getattr(value, "value", value))
+            return self.text(value)
+        if isinstance(value, memoryview):  # has a tolist() as well
+            return self.text(msgspec.to_builtins(bytes(value)))
         for method in ("model_dump", "tolist"):  # pydantic models; numpy arrays and scalars
             if callable(getattr(type(value), method, None)):
                 convert = getattr(value, method)
@@ -212,12 +230,6 @@ class Normalizer:
         return self._mapping({name: getattr(value, name) for name in names}, path)
 
 
-def _plain_text(value: object) -> str:
-    if isinstance(value, str):  # a subclass: its own __str__ is not to be trusted
-        return str.__str__(getattr(value, "value", value))
-    return safe_str(value)
-
-
 def _number(value: float) -> int | float | str | bool | None:
     if isinstance(value, bool):
         return bool(value)
@@ -238,7 +250,7 @@ def _integer(number: int) -> int | str:
 
 def _key_text(key: object) -> str:
     if isinstance(key, str):
-        return _plain_text(key)
+        return plain_text(key)
     if key is None:
         return "null"
     if isinstance(key, bool):

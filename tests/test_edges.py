@@ -10,6 +10,7 @@ import logbun_logging
 from logbun_logging import AuditLogger, AuditTrail, BatchingAuditHandler, ConfigurationError
 from logbun_logging.adapters.sqlite import SQLiteAdapter
 from logbun_logging.context import bind_audit_context, reset_audit_context
+from logbun_logging.event import Entry
 from logbun_logging.files import open_locked, write_atomically
 from logbun_logging.options import BatchingOptions
 from logbun_logging.signals import shutdown_on_signals
@@ -81,6 +82,27 @@ def test_an_adapter_that_says_false_has_not_stored(make_trail, make_logger):
     assert trail.flush(20)
     assert trail.stats()["dead_lettered"] == 1
     assert "returned False" in trail.dlq.list()[0].envelope.reason
+
+
+def test_a_payload_that_is_no_event_is_set_aside_alone(make_trail, make_logger, tmp_path):
+    adapter = MemoryAdapter()
+    trail = make_trail(adapter=adapter, mode="durable")
+    audit = AuditLogger(make_logger(trail.handler))
+    for number in range(5):
+        audit.fire("good", entity_id=str(number))
+        bad = Entry(None, b'{"id":"%d","entity_id":5}' % number)
+        if trail.pipeline.submit(bad).queue:
+            trail.pipeline.buffer([bad])
+    assert trail.flush(20)
+    assert trail.stats()["dead_lettered"] == 5
+    assert sorted(event.entity_id for event in adapter.events.values()) == list("01234")
+    assert trail.run_maintenance()
+    assert trail.dlq.list() == []
+    assert [
+        line.count(b"entity_id")
+        for path in tmp_path.rglob("*.corrupt")
+        for line in path.read_bytes().splitlines()
+    ] == [1] * 5
 
 
 def test_an_adapter_that_is_not_open_says_so(tmp_path):

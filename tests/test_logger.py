@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import uuid
 from contextvars import copy_context
 from typing import Literal
 
@@ -21,6 +22,7 @@ from logbun_logging import (
     get_audit_context,
     get_audit_logger,
 )
+from logbun_logging.context import CONTEXT_FIELDS
 from logbun_logging.structlog import AuditProcessor
 from tests.fakes import MemoryAdapter
 
@@ -159,6 +161,18 @@ def test_context_nests_and_ends():
 def test_a_misspelt_field_is_an_error():
     with pytest.raises(TypeError, match="tenant"):
         bind_audit_context(tenant="t")
+
+
+@pytest.mark.parametrize("field", sorted(CONTEXT_FIELDS))
+def test_a_context_takes_values_of_any_type_as_text(make_trail, make_logger, field):
+    trail = make_trail()
+    log = make_logger(trail.handler)
+    with audit_context(**{field: uuid.UUID(int=7)}):
+        log.info("a", extra={"colour": "red"})
+    with audit_context(**{field: 7}):
+        log.info("b")
+    found = events(trail, tenant_id=logbun_logging.ALL_TENANTS)
+    assert [getattr(event, field) for event in found] == [str(uuid.UUID(int=7)), "7"]
 
 
 def test_context_is_the_task_s_own(make_trail, make_logger):

@@ -150,12 +150,25 @@ def test_limits_are_clamped(filled):
         {"end_date": 5},
         {"action": []},
         {"action": [5]},
+        {"action": 5},
         {"actor_id": 5},
+        {"tenant_id": 0},
+        {"tenant_id": ["t"]},
     ],
 )
 def test_a_wrong_argument_is_an_error_that_names_it(filled, query):
     with pytest.raises(QueryError, match=next(iter(query))):
         filled[0].query(**query)
+
+
+def test_a_query_finds_what_had_to_be_cleaned_by_the_words_of_the_call(make_trail, make_logger):
+    trail = make_trail()
+    AuditLogger(make_logger(trail.handler)).fire(
+        "a\0.b", tenant_id="t\ud800", actor_id="u\0", entity_id="\ud800"
+    )
+    assert trail.flush(20)
+    for query in ({"actor_id": "u\0"}, {"entity_id": "\ud800"}, {"action": ["a\0*", "\ud800"]}):
+        assert len(trail.query(tenant_id="t\ud800", **query).logs) == 1
 
 
 def test_async_twins_do_the_same(filled):

@@ -150,6 +150,45 @@ def test_ids_that_are_no_strings_become_text():
     assert (event.actor_id, event.entity_id, event.tenant_id) == ("42", "0", str(ID))
 
 
+class Role(str, enum.Enum):  # noqa: UP042 - StrEnum's str() is its value, this one's is not
+    ADMIN = "admin"
+
+
+class Loud(str):
+    __slots__ = ()
+
+    def __str__(self):
+        return self.upper()
+
+
+@pytest.mark.parametrize("elsewhere", [None, {"nul": "\0"}], ids=["fast path", "slow path"])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Colour.RED, "red"),
+        (Role.ADMIN, "admin"),
+        (Loud("quiet"), "quiet"),
+        (7, "7"),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+    ],
+)
+@pytest.mark.parametrize("field", ["actor_id", "tenant_id", "outcome"])
+def test_a_field_of_text_takes_what_a_value_stands_for(field, value, text, elsewhere):
+    event = encode(elsewhere, **{field: value})
+    assert getattr(event, field) == text
+    assert encode(action=value).action == text
+
+
+class Liar:
+    @property
+    def __class__(self):
+        raise RuntimeError("no")
+
+
+def test_an_object_that_lies_about_its_class_is_described():
+    assert "Liar" in encode(action=Liar(), outcome=Liar(), metadata={"a": Liar()}).action
+
+
 def test_an_empty_tenant_or_actor_is_none():
     event = encode(tenant_id="", actor_id="")
     assert (event.tenant_id, event.actor_id) == (None, "unknown")
