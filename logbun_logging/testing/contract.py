@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -273,6 +274,7 @@ class AdapterContract:
         child = os.fork()
         if child == 0:
             outcome = 1
+            signal.alarm(60)  # ends a child that hangs
             try:
                 adapter.after_fork()
                 adapter.init()

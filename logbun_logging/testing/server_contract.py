@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
 
@@ -82,6 +83,14 @@ class ServerContract(AdapterContract):
         """Return an adapter with credentials that the server refuses."""
         pytest.skip("no denied_adapter fixture: the server takes everybody")
 
+    @pytest.fixture
+    def revoked(self) -> AbstractContextManager[None]:
+        """Return a context in which the server refuses the adapters' credentials, and drops them.
+
+        Connections that are open do not work on in it; after it, all is as before.
+        """
+        pytest.skip("no revoked fixture: the server takes everybody")
+
     # ── no server, no access ──
 
     def test_a_server_that_is_not_there_is_unavailable(self, unreachable_adapter: Adapter) -> None:
@@ -91,6 +100,18 @@ class ServerContract(AdapterContract):
     def test_refused_credentials_are_unavailable(self, denied_adapter: Adapter) -> None:
         self.assert_unavailable(denied_adapter.init)
         denied_adapter.close()
+
+    def test_credentials_that_are_revoked_meanwhile_are_unavailable_until_they_are_back(
+        self, adapter: Adapter, revoked: AbstractContextManager[None]
+    ) -> None:
+        before, after = _batch("before"), _batch("after")
+        self.store(adapter, before)
+        with revoked:
+            self.assert_unavailable(lambda: adapter.bulk_insert("t", after))
+            self.assert_unavailable(lambda: _first_page(adapter))
+        self.insert_at_last(adapter, after)
+        self.settle(adapter)
+        assert read(adapter, "t") == newest_first([*before, *after])
 
     # ── a server that goes and comes back ──
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -56,6 +57,23 @@ class TestPostgresAdapter(ServerContract):
     @pytest.fixture
     def denied_adapter(self, postgres):
         return example.PostgresAdapter(postgres.dsn(password="wrong"), timeout=2)
+
+    @pytest.fixture
+    def revoked(self, empty):
+        @contextmanager
+        def revoke():
+            with psycopg.connect(empty.dsn(), autocommit=True) as admin:
+                admin.execute("ALTER ROLE audit NOLOGIN")
+                try:
+                    admin.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE usename = 'audit' AND pid <> pg_backend_pid()"
+                    )
+                    yield
+                finally:
+                    admin.execute("ALTER ROLE audit LOGIN")
+
+        return revoke()
 
     @pytest.fixture
     def older_table(self, empty):
