@@ -27,9 +27,7 @@ def command(example, number=0):
     line = example
     if example.endswith(".py"):
         text = (EXAMPLES / example).read_text()
-        line = re.findall(r"^    ((?:python|uvicorn|gunicorn|celery) .*)", text, re.MULTILINE)[
-            number
-        ]
+        line = re.findall(r"^ *((?:python|uvicorn|gunicorn|celery) .*)", text, re.MULTILINE)[number]
     program, *arguments = shlex.split(line)
     arguments = [
         str(ROOT / word) if word == "examples" or word.startswith("examples/") else word
@@ -59,10 +57,10 @@ def serve(example, folder, *options, **environment):
     else:
         words += ["--bind", f"fd://{sock.fileno()}", "--no-control-socket"]
     with (
-        sock,
         running([*words, *options], folder, pass_fds=[sock.fileno()], **environment) as process,
         http_client(**arguments) as client,
     ):
+        sock.close()  # else it would take connections when the server has gone
         client.process = process
         yield client
 

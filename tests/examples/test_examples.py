@@ -79,12 +79,6 @@ def test_a_celery_worker_audits_in_the_name_of_the_sender(tmp_path):
     assert told([row]) == [{**CREATED, "user_agent": None, "request_id": None}]
 
 
-def test_every_example_is_tested():
-    tested = {*SERVERS, "script.py", "structlog_script.py", "celery_app.py", "quickstart.py"}
-    tops = {f"{path.name}" for path in EXAMPLES.glob("*.py")}
-    assert tops | {"django_project/manage.py"} == tested
-
-
 @pytest.mark.parametrize(
     "variant",
     [

@@ -1,0 +1,131 @@
+"""Restarts and deaths under load: whoever got an answer has a row, and just one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.examples.commands import serve
+from tests.examples.test_tenants import headers
+from tests.fakes import wait_until
+from tests.servers import rows
+
+GUNICORN = f"gunicorn --workers 4 --pythonpath {Path(__file__).parent} durable_app:app"
+
+
+class Load:
+    """Clients that ask without a pause, each request another number.
+
+    Attributes:
+        answered: the numbers that got an answer, with the process that gave it, if it told.
+    """
+
+    def __init__(self, client):
+        self.answered = {}
+        self._client = client
+        self._numbers = itertools.count()
+        self._stop = threading.Event()
+
+    def _run(self):
+        while not self._stop.is_set():
+            number = next(self._numbers)
+            try:
+                answer = self._client.post(f"/courses/{number}", headers=headers(number))
+            except httpx.TransportError:
+                self._stop.wait(0.01)  # not answered: nothing is promised
+            else:
+                if answer.is_success:
+                    self.answered[number] = answer.json().get("pid")
+
+    def more(self, count):
+        """Wait for *count* more answers."""
+        goal = len(self.answered) + count
+        assert wait_until(lambda: len(self.answered) >= goal, 60)
+
+    def workers(self):
+        """Return the processes that have answered."""
+        return {*self.answered.values()}
+
+
+@contextmanager
+def load(client, threads=6):
+    found = Load(client)
+    pool = [threading.Thread(target=found._run) for _ in range(threads)]
+    for thread in pool:
+        thread.start()
+    try:
+        yield found
+    finally:
+        found._stop.set()
+        for thread in pool:
+            thread.join(60)
+
+
+def check(folder, answered, per_request=1):
+    """Check that each answered request has its rows, and no request has more."""
+    audited = [int(row["entity_id"]) for row in rows(folder / ".logbun/audit.db")]
+    assert not {*answered} - {*audited}
+    assert len(audited) == len({*audited}) * per_request
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--preload",), ("--threads", "4")], ids=["fresh", "preload", "threads"]
+)
+def test_a_rolling_restart_of_gunicorn_under_load_loses_and_doubles_nothing(options, tmp_path):
+    with serve(GUNICORN, tmp_path, *options) as client, load(client) as clients:
+        for _ in range(2):
+            clients.more(50)
+            before = clients.workers()
+            client.process.send_signal(signal.SIGHUP)
+            assert wait_until(lambda before=before: len(clients.workers() - before) >= 2, 60)
+        clients.more(50)
+        client.process.send_signal(signal.SIGTERM)  # while they still ask
+        client.process.wait(60)
+
+    check(tmp_path, clients.answered)
+
+
+@pytest.mark.parametrize(
+    ("example", "options", "per_request"),
+    [
+        ("fastapi_app.py", (), 2),
+        ("fastapi_app.py", ("--workers", "2"), 2),
+        ("litestar_app.py", (), 1),
+        ("flask_app.py", (), 1),
+        ("flask_app.py", ("--preload",), 1),
+    ],
+)
+def test_sigterm_under_load_loses_nothing(example, options, per_request, tmp_path):
+    with serve(example, tmp_path, *options) as client, load(client) as clients:
+        clients.more(100)
+        client.process.send_signal(signal.SIGTERM)
+        client.process.wait(60)
+
+    check(tmp_path, clients.answered, per_request)
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["fresh", "preload"])
+def test_what_a_killed_worker_has_audited_is_delivered_by_a_surviving_one(options, tmp_path):
+    with serve(GUNICORN, tmp_path, *options) as client:
+        with load(client) as clients:
+            clients.more(100)
+            assert wait_until(lambda: len(clients.workers()) >= 2, 60)
+        victim = min(clients.workers())
+        theirs = {number for number, pid in clients.answered.items() if pid == victim}
+        assert not rows(tmp_path / ".logbun/audit.db")
+        os.kill(victim, signal.SIGKILL)
+
+        def delivered():
+            client.post("/flush")
+            return theirs <= {int(row["entity_id"]) for row in rows(tmp_path / ".logbun/audit.db")}
+
+        assert wait_until(delivered, 60)
+
+    check(tmp_path, clients.answered)
