@@ -85,6 +85,7 @@ class TursoAdapter:
             raise ConfigurationError("adapter.timeout", timeout, "a number from 0.05 to 3600")
         self.url, token = _parse_url(url)
         self._token = _only_token(token, auth_token)
+        self._shown_to_server: str | None = None
         self.timeout = timeout
         self.driver = driver
         self._driver = _open_driver(driver, Endpoint(self.url, self._current_token))
@@ -215,12 +216,14 @@ class TursoAdapter:
             self._writing.release()
 
     def _current_token(self) -> str | None:
-        if not callable(self._token):
-            return self._token
-        try:
-            return self._token()
-        except Exception as error:
-            raise NoAnswerError(f"auth_token() raised {type(error).__name__}") from error
+        token = self._token
+        if callable(token):
+            try:
+                token = token()
+            except Exception as error:
+                raise NoAnswerError(f"auth_token() raised {type(error).__name__}") from error
+        self._shown_to_server = token
+        return token
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -238,7 +241,7 @@ class TursoAdapter:
             raise AdapterUnavailableError(f"{self!r}: {self._without_token(str(error))}") from None
 
     def _without_token(self, text: str) -> str:
-        token = None if callable(self._token) else self._token
+        token = self._shown_to_server
         return text.replace(token, "***") if token else text
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import libsql_client
+import msgspec
 from libsql_client.hrana.convert import (
     _batch_results_from_proto,
     _batch_to_proto,
@@ -38,7 +39,7 @@ __all__ = ["FileDriver", "RemoteDriver"]
 
 #: Codes of libsql-client that say nothing of the statement.
 _NO_ANSWER: Final = frozenset(
-    {"SERVER_ERROR", "HRANA_WEBSOCKET_ERROR", "HRANA_PROTO_ERROR", "CLIENT_CLOSED", "STREAM_CLOSED"}
+    {"HRANA_WEBSOCKET_ERROR", "HRANA_PROTO_ERROR", "CLIENT_CLOSED", "STREAM_CLOSED"}
 )
 
 #: More statements than these make no single WebSocket message: escaped to ASCII they may grow to
@@ -58,11 +59,27 @@ class _PipelineClient(HttpClient):  # type: ignore[misc]  # libsql-client has no
 
     async def batch(self, stmts: Any) -> Any:
         requests = [{"type": "batch", "batch": _batch_to_proto(stmts)}, {"type": "close"}]
-        answer = await self._send("POST", "v2/pipeline", {"requests": requests})
+        body = msgspec.json.encode({"requests": requests})
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        async with self._session.post(
+            f"{self._url}v2/pipeline", data=_chunks(body), headers=headers, allow_redirects=False
+        ) as response:
+            if response.status != 200:
+                text = f"HTTP status {response.status}: {(await response.text())[:200]}"
+                if response.status == 413:
+                    raise StatementError("SQLITE_TOOBIG", text)
+                raise NoAnswerError(text)
+            answer = await response.json()
         result = answer["results"][0]
         if result["type"] == "error":
             raise _error_from_proto(result["error"])
         return _batch_results_from_proto(result["response"]["result"], len(stmts))
+
+
+async def _chunks(body: bytes) -> AsyncIterator[bytes]:
+    """Yield a body in parts: as a whole, aiohttp warns that it may hold up the event loop."""
+    for start in range(0, len(body), 65_536):
+        yield body[start : start + 65_536]
 
 
 class RemoteDriver:
@@ -115,6 +132,8 @@ class RemoteDriver:
                 if _is_cancelled():  # not only what libsql-client has waited for
                     raise
                 if not again:
+                    if isinstance(error, NoAnswerError):
+                        raise
                     raise NoAnswerError(f"{type(error).__name__}: {error}") from error
             else:
                 client.proven = True
@@ -183,11 +202,8 @@ def _answer(error: BaseException) -> StatementError | None:
     """Return what the database has said; None if it was not the database."""
     if isinstance(error, StatementError):
         return error
-    if isinstance(error, libsql_client.LibsqlError):
-        if error.code not in _NO_ANSWER:
-            return StatementError(error.code, error.explanation)
-        if "HTTP status 413" in error.explanation:
-            return StatementError("SQLITE_TOOBIG", error.explanation)
+    if isinstance(error, libsql_client.LibsqlError) and error.code not in _NO_ANSWER:
+        return StatementError(error.code, error.explanation)
     return None
 
 

@@ -81,13 +81,14 @@ class Sqld:
         path: the binary.
         folder: an empty folder for its data.
         namespaces: a database for the first label of each host name.
-        key: whose tokens it takes; None to take everybody.
+        key: whose tokens it takes; None to take everybody. Another one holds from the next start.
+        options: more of the server's own.
     """
 
-    def __init__(self, path, folder, *, namespaces=False, key=None):
+    def __init__(self, path, folder, *, namespaces=False, key=None, options=()):
         self._path = path
         self._folder = folder
-        self._namespaces = namespaces
+        self._options = [*(["--enable-namespaces"] if namespaces else []), *options]
         self._process = None
         self.key = key
         for _ in range(20):
@@ -100,7 +101,7 @@ class Sqld:
         self.start()
 
     def start(self):
-        options = ["--enable-namespaces"] if self._namespaces else []
+        options = [*self._options]
         if self.key is not None:
             pem = self._folder / "key.pem"
             pem.write_bytes(

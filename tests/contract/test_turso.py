@@ -17,27 +17,20 @@ TIMEOUT = 3.0
 
 
 @pytest.fixture(scope="module")
-def plain_server(tmp_path_factory):
-    server = sqld.Sqld(sqld.skip_without_server(), tmp_path_factory.mktemp("sqld"))
-    yield server
-    server.stop()
+def plain_server(start_sqld):
+    return start_sqld()
 
 
 @pytest.fixture(scope="module")
-def guarded_server(tmp_path_factory):
-    path = sqld.skip_without_server()
-    server = sqld.Sqld(path, tmp_path_factory.mktemp("sqld-jwt"), key=sqld.new_key())
-    yield server
-    server.stop()
+def guarded_server(start_sqld):
+    return start_sqld(key=sqld.new_key())
 
 
 @pytest.fixture(scope="module")
-def namespaces_server(tmp_path_factory):
-    path = sqld.skip_without_server()
-    server = sqld.Sqld(path, tmp_path_factory.mktemp("sqld-ns"), namespaces=True)
+def namespaces_server(start_sqld):
+    server = start_sqld(namespaces=True)
     server.create(0)
-    yield server
-    server.stop()
+    return server
 
 
 class OnServer(ServerContract):

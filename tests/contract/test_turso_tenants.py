@@ -1,0 +1,137 @@
+"""A namespace of a libSQL server for each tenant: nothing mixes, whatever happens."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from logbun_logging import NotReadyError, PruneError
+from logbun_logging.adapters import TursoAdapter
+from logbun_logging.testing import samples
+from logbun_logging.testing.contract import logger_of, read
+from tests.contract.test_turso_faults import QUICK, WAYS, every_way
+from tests.fakes import wait_until
+
+TENANTS = 6
+
+
+@pytest.fixture(scope="module")
+def module_server(start_sqld):
+    server = start_sqld(namespaces=True)
+    for tenant in range(TENANTS):
+        server.create(tenant)
+    return server
+
+
+@pytest.fixture
+def server(module_server):
+    for tenant in range(TENANTS):
+        module_server.run("DROP TABLE IF EXISTS audit_logs", tenant=tenant)
+    return module_server
+
+
+@pytest.fixture
+def trail(server, scheme, driver, make_trail):
+    """Return a trail whose tenants ``0``, ``1``, … have the namespaces of their numbers."""
+
+    async def resolve(tenant_id):
+        url = server.url(scheme, int(tenant_id))
+        return {"type": "turso", "url": url, "driver": driver, "timeout": 5}
+
+    return make_trail(
+        adapter=None,
+        mode="durable",
+        tenancy={"mode": "database_per_tenant", "resolve_connection": resolve},
+        pool={"max_active_connections": 3},
+        retry=QUICK,
+        retention={"days": 90, "tenants": {"1": 36_500}},
+    )
+
+
+def log(trail, actions, tenants=TENANTS):
+    logger = logger_of(trail)
+    for action in actions:
+        for tenant in range(tenants):
+            logger.info(action, extra={"tenant_id": str(tenant)})
+
+
+def stored(server, tenant):
+    """Return tenant and action of each row in a namespace, asked for behind the trail's back."""
+    adapter = TursoAdapter(server.url("http", tenant))
+    try:
+        return sorted((event.tenant_id, event.action) for event in read(adapter))
+    finally:
+        adapter.close()
+
+
+@every_way
+def test_every_tenant_s_events_are_in_the_tenant_s_namespace(trail, server):
+    actions = [f"a{number:02}" for number in range(20)]
+    log(trail, actions)
+    assert trail.flush(60)
+    for tenant in range(TENANTS):
+        assert stored(server, tenant) == [(str(tenant), action) for action in actions]
+        assert len(list(trail.iter(tenant_id=str(tenant)))) == 20
+
+
+@every_way
+def test_after_an_outage_every_event_finds_its_own_namespace(trail, server):
+    log(trail, ["before"])
+    assert trail.flush(60)
+    server.stop()
+    log(trail, ["during"])
+    assert trail.flush(60)
+    assert trail.stats()["dlq"]["pending_events"] == TENANTS
+    server.start()
+    log(trail, ["after"])
+
+    def all_there():
+        trail.run_maintenance()
+        return all(len(stored(server, tenant)) == 3 for tenant in range(TENANTS))
+
+    assert wait_until(all_there, 60)
+    for tenant in range(TENANTS):
+        expected = [(str(tenant), action) for action in ("after", "before", "during")]
+        assert stored(server, tenant) == expected
+
+
+@every_way
+def test_a_tenant_without_a_namespace_waits_alone(trail, server):
+    log(trail, ["first"], TENANTS + 1)
+    assert trail.flush(60)
+    for tenant in range(TENANTS):
+        assert stored(server, tenant) == [(str(tenant), "first")]
+    with pytest.raises(NotReadyError):
+        trail.query(tenant_id=str(TENANTS))
+    assert trail.stats()["dlq"]["pending_events"] == 1
+
+
+@pytest.mark.parametrize(("scheme", "driver"), WAYS[:1])
+def test_pruning_reaches_every_namespace_with_the_days_of_its_tenant(trail, server):
+    log(trail, ["new"])
+    assert trail.flush(60)
+    old = datetime(2020, 1, 1, tzinfo=UTC)
+    for tenant in range(TENANTS):
+        adapter = TursoAdapter(server.url("http", tenant))
+        event = samples.encode("old", tenant_id=str(tenant))
+        event = msgspec.structs.replace(event, created_at=f"{old:%Y-%m-%dT%H:%M:%S}.000000Z")
+        adapter.bulk_insert(str(tenant), [event])
+        adapter.close()
+    expected = {str(tenant): 1 for tenant in range(TENANTS)} | {"1": 0}
+    assert trail.prune(dry_run=True) == expected
+    assert trail.prune() == expected
+    for tenant in range(TENANTS):
+        kept = ["new", "old"] if tenant == 1 else ["new"]
+        assert stored(server, tenant) == [(str(tenant), action) for action in kept]
+
+
+@pytest.mark.parametrize(("scheme", "driver"), WAYS[:1])
+def test_pruning_names_the_namespaces_that_it_could_not_reach(trail, server):
+    log(trail, ["new"], TENANTS + 1)
+    assert trail.flush(60)
+    with pytest.raises(PruneError) as caught:
+        trail.prune()
+    assert list(caught.value.failures) == [str(TENANTS)]
+    assert set(caught.value.report) == {str(tenant) for tenant in range(TENANTS)}
