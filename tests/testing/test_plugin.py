@@ -154,7 +154,7 @@ def test_a_contract_is_written_in_a_few_lines_and_explains_its_failures(suite):
         "-k",
         "opens_twice",
     )
-    result.assert_outcomes(failed=1, deselected=31)
+    assert result.parseoutcomes()["failed"] == 1
     result.stdout.fnmatch_lines(["E       *assert [[][]] == [[]AuditEvent(*"])
 
 
