@@ -77,8 +77,8 @@ class BatchingAuditHandler(logging.Handler):
         self.trail.flush()
 
     def close(self) -> None:
-        """Shut the trail down."""
-        self.trail.shutdown()
+        """Shut the trail down, until something is logged again."""
+        self.trail.suspend()
         super().close()
 
 
@@ -305,14 +305,17 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             self._trail.flush()
 
     def close(self) -> None:
-        """Shut the trail down."""
+        """Shut the trail down, until something is logged again."""
         if self._trail is not None:
-            self._trail.shutdown()
+            self._trail.suspend()
         super().close()
 
 
 def _submit_to_open(trail: AuditTrail, record: logging.LogRecord) -> None:
-    """Submit a record to *trail* or, if that has ended, to the one that has its namespace now."""
+    """Submit a record to *trail* or, if that has ended, to the one that has its namespace now.
+
+    One that :mod:`logging` has closed is opened again.
+    """
     while trail.pipeline.closing:
         entry = encode_record(trail.pipeline, record)
         successor = trail.keep_late(entry)

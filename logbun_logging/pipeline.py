@@ -134,9 +134,9 @@ class Pipeline:
             report=self._pool_failed,
         )
 
-    def _build(self) -> None:
+    def _build(self, counters: Counters | None = None) -> None:
         options = self.options
-        self.counters = Counters()
+        self.counters = Counters() if counters is None else counters
         self.reporter = Reporter(options.namespace, options.on_event, self.counters)
         self.encoder = EventEncoder(options.limits, options.redact, self.counters)
         self.wal = WalWriter(options.folder / "wal", options.fsync, options.wal, self._wal_failed)
@@ -396,6 +396,19 @@ class Pipeline:
         self._sweep()
         self.reporter.watch()
         return delivered
+
+    @property
+    def finished(self) -> bool:
+        """Everything has ended."""
+        return self._finished.is_set()
+
+    def reopen(self) -> None:
+        """After the end: be as new, but go on counting."""
+        self.counters.add("accepted", self.buffers.admitted)
+        self._build(self.counters)
+        for source in self.sources:
+            source.reset()
+        _live.add(self)
 
     def _sweep(self) -> None:
         """Keep for the next trail what calls that began before the end have queued since."""

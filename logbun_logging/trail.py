@@ -7,6 +7,7 @@ for them.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -67,13 +68,14 @@ def get_trail(namespace: str) -> AuditTrail:
     Raises:
         LookupError: there is none in this process.
     """
-    try:
-        return _trails[namespace]
-    except KeyError:
+    trail = _trails.get(namespace)
+    if trail is None:
+        ended = _ended.get(namespace)
+        trail = ended.reopened() if ended is not None else None
+    if trail is None:
         known = ", ".join(sorted(_trails)) or "none is configured"
-        raise LookupError(
-            f"no audit trail for namespace {namespace!r}; there is: {known}"
-        ) from None
+        raise LookupError(f"no audit trail for namespace {namespace!r}; there is: {known}")
+    return trail
 
 
 def running_trails() -> list[AuditTrail]:
@@ -104,6 +106,8 @@ class AuditTrail:
         self.options: TrailOptions = parse_options(options)
         self._pipeline = Pipeline(self.options)
         self._handler: AuditQueueHandler | None = None
+        self._suspended = False  # ended by logging, which may yet go on
+        self._reopened = False  # and so no longer known to logging.shutdown
         with _registry_lock:
             before = _trails.get(self.options.namespace)
             _trails[self.options.namespace] = self
@@ -112,6 +116,9 @@ class AuditTrail:
         with _registry_lock:
             ended = _ended.pop(self.options.namespace, None)
             late = ended.pipeline.take_late() if ended is not None else []
+        self._deliver_late(late)
+
+    def _deliver_late(self, late: Iterable[Entry]) -> None:
         for entry in late:
             if self._pipeline.submit(entry).queue:
                 self._pipeline.buffer([entry])
@@ -143,11 +150,33 @@ class AuditTrail:
 
     def keep_late(self, entry: Entry) -> AuditTrail | None:
         """Keep an event that came after the end; or return the trail that takes it at once."""
+        taker = self.reopened()
+        if taker is None:
+            with _registry_lock:
+                taker = self.successor
+                if taker is None:
+                    self._pipeline.keep_late(entry)
+        return taker
+
+    def reopened(self) -> AuditTrail | None:
+        """Return the trail that has the namespace now: this one again, if logging has closed it."""
         with _registry_lock:
             successor = self.successor
-            if successor is None:
-                self._pipeline.keep_late(entry)
-            return successor
+            if successor is not None or not (self._suspended and self._pipeline.finished):
+                return successor
+            if not threading.main_thread().is_alive():
+                return None  # logging closes for good then
+            late = self._reopen()
+        self._deliver_late(late)
+        return self
+
+    def _reopen(self) -> list[Entry]:
+        self._suspended, self._reopened = False, True
+        late = self._pipeline.take_late()
+        self._pipeline.reopen()
+        _trails[self.options.namespace] = self
+        _ended.pop(self.options.namespace, None)
+        return late
 
     @property
     def handler(self) -> AuditQueueHandler:
@@ -306,6 +335,28 @@ class AuditTrail:
         the WAL or, in volatile mode, goes to the DLQ. Returns whether everything was delivered. A
         second call does nothing.
         """
+        self._suspended = False
+        return self._end(timeout)
+
+    def suspend(self) -> None:
+        """Shut down for :mod:`logging`; what is logged nevertheless opens the trail again.
+
+        Logging closes all handlers at its end, but also when it is configured anew: those, too,
+        that loggers go on using because the new configuration does not name them.
+        """
+        if not self._pipeline.closing and threading.main_thread().is_alive():
+            self._suspended = True
+        self._end(None)
+
+    def end_reopened(self) -> None:
+        """At exit: deliver what came after logging had closed the trail."""
+        with _registry_lock:
+            late = self._reopen() if self._suspended and self._pipeline.finished else []
+        self._deliver_late(late)
+        if self._reopened:
+            self.shutdown()
+
+    def _end(self, timeout: float | None) -> bool:
         limit = self.options.flush_timeout if timeout is None else timeout
         delivered = self._pipeline.shutdown(limit)
         with _registry_lock:
@@ -379,3 +430,12 @@ class AuditTrail:
             "databases": parts.databases.figures(),
             "mode": self.options.mode,
         }
+
+
+def _end_reopened() -> None:
+    """At exit: shut down what logging has closed once already, and so does not close again."""
+    for trail in [*_trails.values(), *_ended.values()]:
+        trail.end_reopened()
+
+
+atexit.register(_end_reopened)

@@ -80,6 +80,22 @@ def test_what_begins_when_the_main_thread_has_ended_is_delivered(tmp_path, make_
     assert ("flushed" in done.stdout) == ("asked" in case)
 
 
+@pytest.mark.parametrize("mode", ["volatile", "durable"])
+def test_what_comes_after_a_configuration_for_others_is_delivered_at_the_end(
+    tmp_path, make_trail, mode
+):
+    program = (
+        "burst()\n"
+        "import logging.config\n"
+        "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': False})\n"
+        "atexit.register(burst, 600)\n"
+        "burst(300)\n"
+    )
+    assert run(tmp_path, program, mode).stderr == ""
+    numbers = sorted(int(event.entity_id) for event in make_trail().iter())
+    assert numbers == list(range(900))
+
+
 @pytest.mark.parametrize(
     ("registered", "mode", "delivered"),
     [(True, "volatile", 0), (True, "durable", 0), (False, "volatile", 0), (False, "durable", 1)],

@@ -12,7 +12,7 @@ import pytest
 
 import logbun_logging
 from logbun_logging import AuditQueueListener, AuditTrail, BatchingAuditHandler, ConfigurationError
-from tests.fakes import MemoryAdapter
+from tests.fakes import MemoryAdapter, wait_until
 
 NEEDS_312 = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="dictConfig knows queue handlers since Python 3.12"
@@ -385,3 +385,64 @@ def test_what_a_level_behind_the_queue_keeps_back_holds_nothing_up(make_trail, m
     assert actions("test") == ["high"]
     assert trail.stats()["queued"] == 0
     assert trail.stats()["accepted"] == 1
+
+
+def configure_without_audit():
+    """Do what a server does that configures logging for itself, after the application has."""
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+
+
+@pytest.mark.parametrize("mode", ["volatile", "durable"])
+def test_a_configuration_that_does_not_name_the_audit_logger_loses_nothing(
+    make_trail, make_logger, mode
+):
+    trail = make_trail(namespace=mode, mode=mode)
+    log = make_logger(trail.handler)
+    audit = logbun_logging.AuditLogger(log)
+    log.info("logged")
+    configure_without_audit()
+    assert trail.pipeline.closing
+    audit.fire("fired")
+    configure_without_audit()
+    trail.handler.close()
+    for _ in range(2):
+        assert logbun_logging.get_trail(mode) is trail
+        log.info("again")
+    assert actions(mode) == ["logged", "fired", "again", "again"]
+    stats = trail.stats()
+    assert (stats["accepted"], stats["inserted"], stats["lost"]) == (4, 4, 0)
+    trail.shutdown()
+    log.info("late")
+    configure_without_audit()
+    log.info("late")
+    assert trail.stats()["lost"] == 2
+    with pytest.raises(LookupError):
+        logbun_logging.get_trail(mode)
+
+
+def test_configuring_for_others_under_load_loses_nothing(make_trail, make_logger):
+    trail = make_trail(mode="durable")
+    log = make_logger(trail.handler)
+    stop = threading.Event()
+    counts = [0, 0]
+
+    def work(number):
+        while not stop.wait(0.0005):
+            log.info("a", extra={"tenant_id": f"t{number}", "entity_id": str(counts[number])})
+            counts[number] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for done in (20, 40, 60):
+        assert wait_until(lambda done=done: min(counts) > done)
+        configure_without_audit()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    log.info("opens it again, if nothing else has")
+    assert trail.flush(20)
+    for number in range(2):
+        found = [int(event.entity_id) for event in trail.iter(tenant_id=f"t{number}")]
+        assert sorted(found) == list(range(counts[number]))
+    assert trail.stats()["lost"] == 0
