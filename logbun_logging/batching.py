@@ -97,6 +97,7 @@ class Buffers:
         crowding: near the total bounds, the tenants with the most are spilled; a durable trail
             parks events in its WAL instead.
         shipment_size: most events that a worker takes.
+        hurry: called when a caller is about to wait: what is queued should come here now.
         clock: monotonic seconds.
     """
 
@@ -108,6 +109,7 @@ class Buffers:
         many: bool,
         crowding: bool = True,
         shipment_size: int = 5000,
+        hurry: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._batching = batching
@@ -120,6 +122,7 @@ class Buffers:
         self._many = many
         self._crowding = crowding
         self._shipment_size = shipment_size if many else batching.max_size
+        self._hurry = hurry
         self._clock = clock
         self._lock = threading.RLock()  # re-entrant: a signal handler may log
         self._work = threading.Condition(self._lock)
@@ -130,10 +133,17 @@ class Buffers:
         self._retries: list[tuple[float, int, Lane]] = []
         self._tie = 0
         self._flushing = 0
+        self._waiting = 0
         self._closed = False
-        self.admitted = 0
+        self._settled = 0
         self.events = 0
         self.bytes = 0
+
+    @property
+    def admitted(self) -> int:
+        """Events that were let in, ever."""
+        with self._lock:
+            return self._settled + self.events
 
     # ── the application's threads ──
 
@@ -154,7 +164,6 @@ class Buffers:
                     return verdict
                 lane = self._lanes.setdefault(entry.tenant_id, lane)  # let go while we waited?
             lane.admitted += 1
-            self.admitted += 1
             self.events += 1
             self.bytes += size
         return "admitted"
@@ -164,7 +173,7 @@ class Buffers:
             return "drop"
         if self._block and lane.queued >= self._cap:
             # A tenant that is still full after the wait is let in, and spilled.
-            self._room.wait_for(lambda: lane.queued < self._cap, self._batching.block_timeout)
+            self._wait(lambda: lane.queued < self._cap, self._batching.block_timeout)
         if self.events >= self._max_events or self.bytes + size > self._max_bytes:
             return "drop" if self._drop else "full"
         return "admitted"
@@ -173,10 +182,19 @@ class Buffers:
         """Wait for room in the total bounds; for events that cannot be kept elsewhere."""
         size = len(entry.payload) + _OVERHEAD
         with self._lock:
-            return self._room.wait_for(
+            return self._wait(
                 lambda: self.events < self._max_events and self.bytes + size <= self._max_bytes,
                 timeout,
             )
+
+    def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
+        self._waiting += 1
+        self._hurry()
+        self._work.notify()
+        try:
+            return self._room.wait_for(condition, timeout)
+        finally:
+            self._waiting -= 1
 
     # ── the listener ──
 
@@ -201,7 +219,7 @@ class Buffers:
         with self._lock:
             for entry in entries:
                 self.settle(self._lanes[entry.tenant_id], [entry], free=False)
-            self.admitted -= len(entries)
+            self._settled -= len(entries)
 
     def _age(self, lane: Lane) -> None:
         if not lane.aging:
@@ -285,7 +303,7 @@ class Buffers:
 
     def _linger(self) -> float:
         """Return the seconds that the due lanes should still wait for company."""
-        if not self._ready or self._flushing or self._closed or not self._many:
+        if not self._ready or self._flushing or self._waiting or self._closed or not self._many:
             return 0.0
         if self.events >= self._shipment_size:
             return 0.0
@@ -301,6 +319,7 @@ class Buffers:
         size = sum(len(entry.payload) for entry in entries) + _OVERHEAD * len(entries)
         with self._lock:
             lane.settled += len(entries)
+            self._settled += len(entries)
             self.events -= len(entries)
             self.bytes -= size
             if free:

@@ -60,14 +60,16 @@ class BatchingAuditHandler(logging.Handler):
             return
         _submit_to_open(self.trail, record)
 
-    def emit_all(self, records: list[AuditRecord], level: int = logging.NOTSET) -> None:
-        """Buffer the events of queued records that pass *level* and the filters."""
+    def emit_all(self, queued: list[AuditRecord | Entry], level: int = logging.NOTSET) -> None:
+        """Buffer what was queued, but for records that *level* or the filters keep back."""
         passed: list[Entry] = []
         kept_back: list[Entry] = []
-        for record in records:
-            if record.entry is not None:
-                fits = record.levelno >= level and (not self.filters or self.filter(record))
-                (passed if fits else kept_back).append(record.entry)
+        for item in queued:
+            if isinstance(item, Entry):
+                passed.append(item)
+            elif item.entry is not None:
+                fits = item.levelno >= level and (not self.filters or self.filter(item))
+                (passed if fits else kept_back).append(item.entry)
         self.trail.pipeline.buffer(passed)
         if kept_back:
             self.trail.pipeline.discard(kept_back)
@@ -99,15 +101,15 @@ class AuditQueueListener(logging.handlers.QueueListener):
         self._stopping = threading.Event()
 
     @property
-    def trail(self) -> AuditTrail:
-        """The trail that the batching handler among the handlers feeds.
+    def batching(self) -> BatchingAuditHandler:
+        """The batching handler among the handlers.
 
         Raises:
             ConfigurationError: there is none.
         """
         for handler in self.handlers:
             if isinstance(handler, BatchingAuditHandler):
-                return handler.trail
+                return handler
         allowed = "one or more handlers, a logbun_logging.BatchingAuditHandler among them"
         raise ConfigurationError("handlers", self.handlers, allowed)
 
@@ -137,7 +139,7 @@ class AuditQueueListener(logging.handlers.QueueListener):
             self._drain()
 
     def _monitor(self) -> None:
-        tend = self.trail.pipeline.tend
+        tend = self.batching.trail.pipeline.tend
         while True:
             try:
                 record = self.queue.get(True, _TEND)
@@ -202,7 +204,9 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         super().__init__(RecordQueue() if own or queue is None else queue)
         self._trail: AuditTrail | None = None
         self._listener: AuditQueueListener | None = None
-        self._intake: Callable[[logging.LogRecord], None] | None = None
+        self._take_record: Callable[[logging.LogRecord], None] | None = None
+        #: Takes a typed call over while the pipeline runs; see :class:`~.intake.Intake`.
+        self.take_call: Callable[[Any, dict[str, Any]], bool] | None = None
         if own:
             self._trail = AuditTrail(**options) if trail is None else trail
             self.listener = AuditQueueListener(self.queue, BatchingAuditHandler(trail=self._trail))
@@ -219,7 +223,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         if not isinstance(listener, AuditQueueListener):
             allowed = "logbun_logging.AuditQueueListener"
             raise ConfigurationError("listener", type(listener).__name__, allowed)
-        self._trail = listener.trail
+        self._trail = listener.batching.trail
         self._listener = listener
         self._trail.pipeline.add_source(self)
 
@@ -258,10 +262,12 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         """Take over the event of *record*."""
         if record.name == LOGGER_NAME:
             return  # our own reports, if somebody audits the root logger
-        if self._intake is None:
+        take = self._take_record
+        if take is None:
             self.trail.pipeline.start()
-        if self._intake is not None:
-            self._intake(record)
+            take = self._take_record
+        if take is not None:
+            take(record)
         else:
             _submit_to_open(self.trail, record)
 
@@ -272,8 +278,15 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         listener, trail = self._listener, self._trail
         if listener is None or trail is None:
             return
-        whole = not all(isinstance(found, BatchingAuditHandler) for found in listener.handlers)
-        self._intake = make_intake(trail.pipeline, self.queue.put_nowait, whole_records=whole)
+        batching = listener.batching
+        intake = make_intake(
+            trail.pipeline,
+            self.queue.put_nowait,
+            whole_records=len(listener.handlers) > 1
+            or (listener.respect_handler_level and batching.level > logging.NOTSET),
+            filters=batching.filters,
+        )
+        self._take_record, self.take_call = intake
         listener.start()
 
     def hurry(self) -> None:
@@ -283,7 +296,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
 
     def refuse(self) -> None:
         """Take no more records over; what comes now goes to the namespace's next trail."""
-        self._intake = None
+        self._take_record = self.take_call = None
 
     def stop(self, timeout: float) -> None:
         """Hand over everything that is queued, and stop the listener."""
@@ -292,7 +305,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
 
     def reset(self) -> None:
         """In a forked child: start anew with an empty queue."""
-        self._intake = None
+        self._take_record = self.take_call = None
         if self._listener is not None:
             self._listener.reset()
             self.queue = self._listener.queue

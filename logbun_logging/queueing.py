@@ -1,7 +1,7 @@
 """The queue between handler and listener: putting costs the caller a ``deque.append``.
 
 A stock queue wakes its reader at every put, which costs the caller 7 to 21 µs at web rates. Here
-the reader polls every 20 ms while events come in, and is woken only when it has been idle.
+the reader polls every 50 ms while events come in, and is woken only when it has been idle.
 Polling is safe because the reader's delay loses nothing: what must survive the process is in the
 WAL before it is queued. How much may be queued is bounded by the buffers' admission, not here.
 """
@@ -18,7 +18,7 @@ __all__ = ["RecordQueue"]
 
 #: Seconds between looks while records come in: a burst of calls is over before it is carried on,
 #: and so does not share the GIL with that.
-_POLL: Final = 0.02
+_POLL: Final = 0.05
 
 #: Seconds without a record after which the reader sleeps until it is woken.
 _IDLE_AFTER: Final = 0.25

@@ -14,15 +14,12 @@ from typing import Any, Final
 
 from logbun_logging.event import AuditEvent, Entry, decode_event
 
-__all__ = ["PLAIN_ATTRIBUTES", "AuditRecord", "own_attributes"]
+__all__ = ["AuditRecord", "own_attributes"]
 
 #: Reads an instance's real attribute dictionary, which AuditRecord hides behind a property.
 own_attributes: Final[Callable[[object], dict[str, Any]]] = vars(logging.LogRecord)[
     "__dict__"
 ].__get__
-
-#: How many attributes an AuditRecord has that nobody has completed or added to.
-PLAIN_ATTRIBUTES: Final = 4
 
 
 class AuditRecord(logging.LogRecord):
