@@ -19,10 +19,8 @@ it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -220,7 +218,7 @@ class DeadLetterQueue:
                     f"dlq.max_bytes={self._options.max_bytes:,}"
                 )
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        name = f"{_tenant_part(tenant_id)}_{stamp}_{secrets.token_hex(4)}"
+        name = f"{_tenant_part(tenant_id)}_{stamp}_{os.urandom(4).hex()}"
         envelope = new_envelope(tenant_id, len(payloads), reason)
         written = write_atomically(self._folder / (name + _PENDING), _chunks(envelope, payloads))
         with self._lock:
@@ -447,7 +445,9 @@ def _tenant_part(tenant_id: str | None) -> str:
     if tenant_id is None:
         return "none"
     readable = _UNSAFE.sub("-", tenant_id.lower()).strip("-.")[:32]
-    digest = hashlib.sha256(tenant_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    from hashlib import sha256  # noqa: PLC0415 - loads OpenSSL, which most processes never need
+
+    digest = sha256(tenant_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{readable}-{digest}".lstrip("-")
 
 

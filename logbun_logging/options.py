@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
+
+import msgspec
 
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.redaction import Redactor
@@ -49,8 +50,7 @@ class EventCallback(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchingOptions:
+class BatchingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """When a batch is due, and how many events may wait.
 
     Attributes:
@@ -69,8 +69,7 @@ class BatchingOptions:
     block_timeout: float = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryOptions:
+class RetryOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a failed insert is tried again.
 
     Attributes:
@@ -88,8 +87,7 @@ class RetryOptions:
     max_scan_attempts: int = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TenancyOptions:
+class TenancyOptions(msgspec.Struct, frozen=True, kw_only=True):
     """One database for all tenants, or one for each.
 
     Attributes:
@@ -102,8 +100,7 @@ class TenancyOptions:
     resolve_connection: Callable[[str], Any | Awaitable[Any]] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolOptions:
+class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The tenant databases that are open at a time.
 
     Attributes:
@@ -115,8 +112,7 @@ class PoolOptions:
     idle_timeout: float = 300.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetentionOptions:
+class RetentionOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What is pruned, and when.
 
     Attributes:
@@ -127,7 +123,7 @@ class RetentionOptions:
 
     days: int | None = None
     cron: str = "0 0 * * *"
-    tenants: Mapping[str, int] = field(default_factory=dict)
+    tenants: Mapping[str, int] = msgspec.field(default_factory=dict)
 
     def check_ttl(self, ttl: int | None) -> None:
         """Check that a database whose own retention is *ttl* days keeps everything long enough.
@@ -144,8 +140,7 @@ class RetentionOptions:
             raise ConfigurationError("adapter.retention_days", ttl, allowed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitOptions:
+class LimitOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of memory and of single events.
 
     Attributes:
@@ -161,8 +156,7 @@ class LimitOptions:
     max_payload_bytes: int = 64_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WalOptions:
+class WalOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The write-ahead log.
 
     Attributes:
@@ -174,8 +168,7 @@ class WalOptions:
     sync_interval: float = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DlqOptions:
+class DlqOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The dead-letter queue's bounds: reached, nothing more is spilled.
 
     Attributes:
@@ -187,8 +180,7 @@ class DlqOptions:
     max_bytes: int = 1024 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrailOptions:
+class TrailOptions(msgspec.Struct, frozen=True, kw_only=True):
     """All options of one trail; see the fields' own classes."""
 
     namespace: str
@@ -302,7 +294,7 @@ def _per_tenant(parsed: Mapping[str, Any]) -> bool:
 
 def _group(name: str, value: Any, group: type[Any]) -> Any:
     if isinstance(value, group):
-        value = {item.name: getattr(value, item.name) for item in fields(group)}
+        value = msgspec.structs.asdict(value)
     if not isinstance(value, Mapping):
         raise ConfigurationError(name, value, f"a mapping of {_names(group)}")
     values = {key: value[key] for key in value}
@@ -311,14 +303,14 @@ def _group(name: str, value: Any, group: type[Any]) -> Any:
 
 
 def _refuse_unknown(prefix: str, values: Mapping[Any, Any], group: type[Any]) -> None:
-    known = {item.name for item in fields(group)}
+    known = group.__struct_fields__
     for key in values:
         if key not in known:
             raise ConfigurationError(f"{prefix}{key}", values[key], f"one of {_names(group)}")
 
 
 def _names(group: type[Any]) -> str:
-    return ", ".join(item.name for item in fields(group))
+    return ", ".join(group.__struct_fields__)
 
 
 def _value(option: str, value: Any) -> Any:

@@ -8,7 +8,6 @@ UUID, Decimal, Enum, set, bytes, dataclass) is what that makes of it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -110,7 +109,9 @@ def clean_tenant_id(tenant_id: str, limit: int) -> str:
     cleaned = clean_text(tenant_id)
     if cleaned == tenant_id and len(tenant_id.encode()) <= limit:
         return tenant_id
-    digest = hashlib.sha256(tenant_id.encode("utf-8", "surrogatepass")).hexdigest()
+    from hashlib import sha256  # noqa: PLC0415 - loads OpenSSL, which most processes never need
+
+    digest = sha256(tenant_id.encode("utf-8", "surrogatepass")).hexdigest()
     mark = f"…[sha256:{digest[:32]}]"
     return cleaned.encode()[: limit - len(mark.encode())].decode(errors="ignore") + mark
 

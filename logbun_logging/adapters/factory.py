@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from logbun_logging.adapters.base import Adapter
 from logbun_logging.errors import ConfigurationError
@@ -84,6 +83,8 @@ def _from_url(url: str, option: str) -> Adapter:
     if name != "SQLiteAdapter":
         adapter: Adapter = load_adapter_class(name)(url=url)
         return adapter
+    from urllib.parse import parse_qsl, unquote, urlsplit  # noqa: PLC0415 - costs 10 ms
+
     parts = urlsplit(url)
     if parts.netloc:
         allowed = "sqlite:///relative/path or sqlite:////absolute/path"

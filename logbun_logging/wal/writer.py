@@ -17,7 +17,6 @@ Cost of an append: about 2 µs, of which the ``write`` system call is more than 
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -422,7 +421,7 @@ class WalWriter:
     def _claim_folder(self) -> None:
         make_folder(self._folder)
         while True:
-            name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(6)}"
+            name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(6).hex()}"
             instance = self._folder / name
             make_folder(instance)
             # Another process may take the new folder for an abandoned one and remove it.
