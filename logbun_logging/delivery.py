@@ -20,14 +20,14 @@ from typing import Any, Final
 
 import msgspec
 
-from logbun_logging.adapters.base import Batch
+from logbun_logging.adapters.base import EncodedBatch
 from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.errors import (
     AdapterUnavailableError,
     ConfigurationError,
     RejectedEventsError,
 )
-from logbun_logging.event import AuditEvent, decode_event
+from logbun_logging.event import decode_event
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import BusyError, Databases, Target
 
@@ -35,9 +35,6 @@ __all__ = ["Delivery", "Outcome", "TimedCalls", "Verdict", "is_outage"]
 
 #: Calls of one database that hang at the same time before no more are made.
 _MAX_HANGING: Final = 16
-
-#: Events decoded in one go: decoding holds the GIL, which the application's threads want.
-_DECODE_STEP: Final = 64
 
 
 class Verdict(Enum):
@@ -183,7 +180,7 @@ class Delivery:
         self._recovered = recovered
         self._calls = TimedCalls("logbun-insert")
 
-    def attempt(self, batches: Sequence[tuple[str | None, Sequence[bytes]]]) -> Outcome:
+    def attempt(self, batches: Sequence[EncodedBatch]) -> Outcome:
         """Try once to insert all *batches* (of one database, each of one tenant) or none.
 
         Where the adapter takes one tenant at a time, only one batch may be given.
@@ -193,15 +190,13 @@ class Delivery:
         if not breaker.allow():
             return Outcome(Verdict.OUTAGE, "the database is down")
         try:
-            decoded = [(tenant, _decode(payloads)) for tenant, payloads in batches]
-        except msgspec.MsgspecError as error:  # no event of ours; splitting finds it
-            return Outcome(Verdict.REFUSED, _text(error))
-        try:
             stored = self._calls.run(
-                lambda: self._insert(tenant_id, decoded), self._timeout, breaker
+                lambda: self._insert(tenant_id, batches), self._timeout, breaker
             )
         except Exception as error:
             self._counters.add("insert_failures")
+            if isinstance(error, msgspec.MsgspecError):  # no event of ours; splitting finds it
+                return Outcome(Verdict.REFUSED, _text(error))
             if is_outage(error):
                 if not isinstance(error, BusyError):
                     breaker.failed()
@@ -216,7 +211,7 @@ class Delivery:
         self._counters.add("inserted", sum(len(payloads) for _, payloads in batches))
         return Outcome(Verdict.STORED)
 
-    def _insert(self, tenant_id: str | None, batches: Sequence[Batch]) -> Any:
+    def _insert(self, tenant_id: str | None, batches: Sequence[EncodedBatch]) -> Any:
         """Borrow the database and insert, both within the time-out.
 
         The lease is the call's and not the waiting worker's: a call that hangs goes on using the
@@ -266,19 +261,15 @@ class Delivery:
         self._calls.close()
 
 
-def _call(target: Target, batches: Sequence[Batch]) -> Any:
+def _call(target: Target, batches: Sequence[EncodedBatch]) -> Any:
     adapter: Any = target.adapter
+    if target.encoded:
+        return adapter.insert_encoded(batches)
+    decoded = [(tenant_id, [*map(decode_event, payloads)]) for tenant_id, payloads in batches]
     if target.many:
-        return adapter.bulk_insert_many(batches)
-    ((tenant_id, events),) = batches
+        return adapter.bulk_insert_many(decoded)
+    ((tenant_id, events),) = decoded
     return adapter.bulk_insert(tenant_id, events)
-
-
-def _decode(payloads: Sequence[bytes]) -> list[AuditEvent]:
-    events: list[AuditEvent] = []
-    for start in range(0, len(payloads), _DECODE_STEP):
-        events += [decode_event(payload) for payload in payloads[start : start + _DECODE_STEP]]
-    return events
 
 
 def _text(error: BaseException) -> str:

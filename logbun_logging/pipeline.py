@@ -26,10 +26,8 @@ from logbun_logging.encoding import EventEncoder
 from logbun_logging.event import Entry
 from logbun_logging.flushing import Flusher
 from logbun_logging.options import TrailOptions
-from logbun_logging.pool import TenantPool
 from logbun_logging.redelivery import Redelivery
 from logbun_logging.reporting import Reporter
-from logbun_logging.retention import Retention
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import Databases, SingleDatabase
 from logbun_logging.tenants import TenantRegistry
@@ -124,6 +122,8 @@ class Pipeline:
             adapter = create_adapter(options.adapter)
             options.retention.check_ttl(getattr(adapter, "retention_days", None))
             return SingleDatabase(adapter)
+        from logbun_logging.pool import TenantPool  # noqa: PLC0415 - few trails need it
+
         return TenantPool(
             options.tenancy.resolve_connection,
             options=options.pool,
@@ -135,6 +135,9 @@ class Pipeline:
         )
 
     def _build(self, counters: Counters | None = None) -> None:
+        # Here and not above: its scheduler is as much to import as all of ours together.
+        from logbun_logging.retention import Retention  # noqa: PLC0415
+
         options = self.options
         self.counters = Counters() if counters is None else counters
         self.reporter = Reporter(options.namespace, options.on_event, self.counters)
@@ -146,6 +149,7 @@ class Pipeline:
             options.limits,
             many=self.databases.shared,
             crowding=not self.durable,
+            hurry=self._hurry,
         )
         self.delivery = Delivery(
             self.databases, self.counters, options.insert_timeout, self._recovered
@@ -306,6 +310,10 @@ class Pipeline:
             if self.started:
                 source.start()
 
+    def _hurry(self) -> None:
+        for source in self.sources:
+            source.hurry()
+
     def flush(self, timeout: float) -> bool:
         """Deliver everything accepted before this call; return whether that was done in time.
 
@@ -319,12 +327,13 @@ class Pipeline:
         if not running:
             return self._deliver_here()
         deadline = time.monotonic() + timeout
-        for source in self.sources:
-            source.hurry()
+        self._hurry()
         while True:
-            # In this order: what comes back while we look is in the buffers when we flush them.
+            # Before, because what comes back while we look is in the buffers when we flush them.
+            # After, because overload may have moved something aside while we flushed.
             more = self._more_to_come()
             delivered = self.buffers.flush(deadline)
+            more = self._more_to_come() or more
             if not delivered or not more or time.monotonic() >= deadline:
                 break
             self.redelivery.nudge()

@@ -28,11 +28,26 @@ class BusyError(AdapterUnavailableError):
 class Target:
     """One open database."""
 
-    __slots__ = ("adapter", "many")
+    __slots__ = ("adapter", "encoded", "many")
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
-        self.many = callable(getattr(adapter, "bulk_insert_many", None))
+        method = _insert_method(adapter)
+        self.encoded = method == "insert_encoded"
+        self.many = method != "bulk_insert"
+
+
+def _insert_method(adapter: Adapter) -> str:
+    """Return the fastest method to insert by: the most derived class that has any decides.
+
+    Who overrides ``bulk_insert`` in a subclass of one of our adapters wants it called.
+    """
+    names = ("insert_encoded", "bulk_insert_many", "bulk_insert")
+    for owner in type(adapter).__mro__:
+        found = next((name for name in names if name in vars(owner)), None)
+        if found is not None:
+            return found
+    return next(name for name in names if callable(getattr(adapter, name, None)))
 
 
 class Databases(Protocol):

@@ -141,3 +141,18 @@ def test_signals_that_somebody_handles_are_left_alone(monkeypatch):
     with pytest.raises(SystemExit) as ended:
         installed[signal.SIGHUP](1, None)
     assert ended.value.code == 129
+
+
+def test_what_a_subclass_overrides_is_called(make_trail, make_logger, tmp_path):
+    seen = []
+
+    class Counting(SQLiteAdapter):
+        def bulk_insert(self, tenant_id, events):
+            seen.extend(event.action for event in events)
+            return super().bulk_insert(tenant_id, events)
+
+    trail = make_trail(adapter=Counting(tmp_path / "a.db"))
+    AuditLogger(make_logger(trail.handler)).fire("a", tenant_id="t")
+    assert trail.flush(20)
+    assert seen == ["a"]
+    assert [event.action for event in trail.query(tenant_id="t").logs] == ["a"]

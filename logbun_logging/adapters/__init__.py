@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from logbun_logging.adapters.base import Adapter, Batch, BatchAdapter, ForkAwareAdapter, PruneReport
+from logbun_logging.adapters.base import (
+    Adapter,
+    Batch,
+    BatchAdapter,
+    EncodedAdapter,
+    EncodedBatch,
+    ForkAwareAdapter,
+    PruneReport,
+)
 from logbun_logging.adapters.factory import CLASSES, create_adapter, load_adapter_class
 
 if TYPE_CHECKING:
@@ -17,6 +25,8 @@ __all__ = [
     "Batch",
     "BatchAdapter",
     "ClickHouseAdapter",
+    "EncodedAdapter",
+    "EncodedBatch",
     "ForkAwareAdapter",
     "PruneReport",
     "SQLiteAdapter",

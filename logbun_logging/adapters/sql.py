@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from logbun_logging.errors import RejectedEventsError
 from logbun_logging.event import FIELDS, AuditEvent
 from logbun_logging.query import AllTenants, Filters, Pagination, TenantScope
 
@@ -27,6 +28,7 @@ __all__ = [
     "delete_expired",
     "delete_rows",
     "delete_step",
+    "encoded_values",
     "expired_rows",
     "from_row",
     "insert_statement",
@@ -35,6 +37,7 @@ __all__ = [
     "time_text",
     "to_row",
     "unique_id",
+    "values_of",
 ]
 
 TABLE: Final = "audit_logs"
@@ -75,6 +78,20 @@ MAX_ROWS_PER_STATEMENT: Final = 500
 _JSON_COLUMNS: Final = frozenset({"old_values", "new_values", "metadata"})
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.decode
+_values = msgspec.structs.astuple
+
+#: An event whose objects stay the JSON text that they are.
+_Row: Final = msgspec.defstruct(
+    "_Row",
+    [
+        (field.name, msgspec.Raw, msgspec.Raw())
+        if field.name in _JSON_COLUMNS
+        else (field.name, field.type, field.default)
+        for field in msgspec.structs.fields(AuditEvent)
+    ],
+    gc=False,
+)
+_decode_row: Final[Any] = msgspec.json.Decoder(_Row).decode
 _NAMES: Final = ", ".join(COLUMNS)
 _MARKS: Final = "(" + ", ".join("?" * len(COLUMNS)) + ")"
 
@@ -103,6 +120,31 @@ def to_row(event: AuditEvent) -> tuple[str | None, ...]:
         event.prev_hash,
         event.content_hash,
     )
+
+
+def values_of(events: Sequence[AuditEvent]) -> list[str | None]:
+    """Return the column values of events, one row after the other."""
+    return [value for event in events for value in to_row(event)]
+
+
+def encoded_values(payloads: Sequence[bytes]) -> list[str | None]:
+    """Return the column values of encoded events, one row after the other.
+
+    Raises:
+        RejectedEventsError: one is not an event.
+    """
+    values: list[str | None] = []
+    for payload in payloads:
+        try:
+            row = _decode_row(payload)
+        except msgspec.MsgspecError as error:
+            raise RejectedEventsError(f"not an event: {error}") from error
+        old, new, metadata = row.old_values, row.new_values, row.metadata
+        row.old_values = str(old, "utf-8") if old else None
+        row.new_values = str(new, "utf-8") if new else None
+        row.metadata = str(metadata, "utf-8") if metadata else None
+        values += _values(row)
+    return values
 
 
 def from_row(row: Sequence[Any]) -> AuditEvent:

@@ -11,14 +11,20 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from logbun_logging.adapters import sql
-from logbun_logging.adapters.base import Batch, PruneReport, keep_inherited, retention_limit
+from logbun_logging.adapters.base import (
+    Batch,
+    EncodedBatch,
+    PruneReport,
+    keep_inherited,
+    retention_limit,
+)
 from logbun_logging.adapters.forking import ForkGate
 from logbun_logging.errors import AdapterUnavailableError, ConfigurationError, RejectedEventsError
 from logbun_logging.event import AuditEvent
@@ -33,6 +39,8 @@ __all__ = ["SQLiteAdapter"]
 _PRUNE_STEP = 500
 
 _gate = ForkGate()
+
+T = TypeVar("T")
 
 
 class SQLiteAdapter:
@@ -96,13 +104,22 @@ class SQLiteAdapter:
 
         Rows of one tenant stay together, so that they meet the same index pages.
         """
-        rows = [sql.to_row(event) for _, events in batches for event in events]
-        with self._errors(), self._writing() as connection:
-            for start in range(0, len(rows), sql.MAX_ROWS_PER_STATEMENT):
-                part = rows[start : start + sql.MAX_ROWS_PER_STATEMENT]
-                values = [value for row in part for value in row]
-                connection.execute(sql.insert_statement(len(part)), values)
+        events = [event for _, part in batches for event in part]
+        self._insert(events, sql.values_of)
         return True
+
+    def insert_encoded(self, batches: Sequence[EncodedBatch]) -> bool:
+        """Store encoded events of several tenants in one transaction."""
+        payloads = [payload for _, part in batches for payload in part]
+        self._insert(payloads, sql.encoded_values)
+        return True
+
+    def _insert(self, items: Sequence[T], values_of: Callable[[Sequence[T]], list[Any]]) -> None:
+        step = sql.MAX_ROWS_PER_STATEMENT
+        with self._errors(), self._writing() as connection:
+            for start in range(0, len(items), step):
+                part = items[start : start + step]
+                connection.execute(sql.insert_statement(len(part)), values_of(part))
 
     def query(
         self, tenant_id: TenantScope, filters: Filters, pagination: Pagination
