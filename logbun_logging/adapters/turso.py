@@ -198,7 +198,7 @@ class TursoAdapter:
         self._writing = threading.Lock()
 
     def _select(self, statement: str, values: Sequence[Any]) -> Rows:
-        return self._driver.run([(statement, values)], self.timeout)[0]
+        return self._run([(statement, values)], self.timeout)[0]
 
     def _write(self, statements: Sequence[Statement]) -> list[Rows]:
         """Run *statements* when no other thread writes.
@@ -211,9 +211,18 @@ class TursoAdapter:
             raise NoAnswerError(f"other writes took all of timeout={self.timeout:g} s")
         try:
             left = self.timeout - (time.monotonic() - started)
-            return self._driver.run(statements, max(left, 0.05))
+            return self._run(statements, max(left, 0.05))
         finally:
             self._writing.release()
+
+    def _run(self, statements: Sequence[Statement], timeout: float) -> list[Rows]:
+        try:
+            return self._driver.run(statements, timeout)
+        except StatementError as error:
+            if error.code != "SQLITE_INTERRUPT":
+                raise
+        # Nobody of ours interrupts: servers under load have been seen to, and then do it not again.
+        return self._driver.run(statements, timeout)
 
     def _current_token(self) -> str | None:
         token = self._token

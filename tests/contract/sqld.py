@@ -164,7 +164,8 @@ class Sqld:
                 for value in values
             ]
             requests.append({"type": "execute", "stmt": {"sql": text, "args": args}})
-        answer = _post(self.url("http", tenant) + "/v2/pipeline", {"requests": requests})
+        token = None if self.key is None else self.token()
+        answer = _post(self.url("http", tenant) + "/v2/pipeline", {"requests": requests}, token)
         for result in answer["results"]:
             assert result["type"] == "ok", result
 
@@ -204,10 +205,11 @@ def _free_ports():
     return found
 
 
-def _post(url, body):
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"content-type": "application/json"}
-    )
+def _post(url, body, token=None):
+    headers = {"content-type": "application/json"}
+    if token is not None:
+        headers["authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         data = answer.read()
     return json.loads(data) if data else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -14,11 +14,6 @@ from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_ro
 
 #: Well below what the contract waits for an answer.
 TIMEOUT = 3.0
-
-
-@pytest.fixture(scope="module")
-def plain_server(start_sqld):
-    return start_sqld()
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +29,22 @@ def namespaces_server(start_sqld):
 
 
 class OnServer(ServerContract):
-    """What the protocols and drivers have in common."""
+    """What the protocols and drivers have in common; the server takes nobody without a token."""
 
     scheme = "http"
     driver = "libsql-client"
 
     @pytest.fixture
-    def server(self, plain_server):
-        plain_server.run("DROP TABLE IF EXISTS audit_logs")
-        return plain_server
+    def server(self, guarded_server):
+        guarded_server.run("DROP TABLE IF EXISTS audit_logs")
+        return guarded_server
 
     def adapter_of(self, url, **options):
         return TursoAdapter(url, driver=self.driver, timeout=TIMEOUT, **options)
 
     @pytest.fixture
     def make_adapter(self, server):
-        return lambda: self.adapter_of(server.url(self.scheme))
+        return lambda: self.adapter_of(server.url(self.scheme), auth_token=server.token())
 
     @pytest.fixture
     def unreachable_adapter(self):
@@ -65,6 +60,21 @@ class OnServer(ServerContract):
             "read-only": guarded_server.token(a="ro"),
         }[request.param]
         return self.adapter_of(guarded_server.url(self.scheme), auth_token=token)
+
+    @pytest.fixture
+    def revoked(self, server):
+        @contextmanager
+        def revoke():
+            old = server.key
+            server.stop()
+            server.key = sqld.new_key()
+            server.start()
+            yield
+            server.stop()
+            server.key = old
+            server.start()
+
+        return revoke()
 
     @pytest.fixture(params=OLDER_TABLES.values(), ids=OLDER_TABLES)
     def older_table(self, request, server):
@@ -103,6 +113,10 @@ class TestNamespace(OnServer):
     @pytest.fixture
     def older_table(self):
         pytest.skip("migration is tested without namespaces")
+
+    @pytest.fixture
+    def revoked(self):
+        pytest.skip("tokens are tested without namespaces")
 
 
 @pytest.mark.parametrize("driver", ["libsql-client", "libsql"])
