@@ -17,17 +17,19 @@ from tests.servers import ROOT, http_client, listen, running
 EXAMPLES = ROOT / "examples"
 
 
-def command(example, number=0):
+def first_command(file):
+    """Return the first command in the docstring of an example."""
+    pattern = r"^ *((?:python|uvicorn|gunicorn|celery) .*)"
+    return re.search(pattern, file.read_text(), re.MULTILINE)[1]
+
+
+def command(example):
     """Return the arguments for the interpreter that run an example.
 
     Args:
         example: its file, relative to the folder of examples, or a whole command.
-        number: which of the commands in its docstring.
     """
-    line = example
-    if example.endswith(".py"):
-        text = (EXAMPLES / example).read_text()
-        line = re.findall(r"^ *((?:python|uvicorn|gunicorn|celery) .*)", text, re.MULTILINE)[number]
+    line = first_command(EXAMPLES / example) if example.endswith("_app.py") else example
     program, *arguments = shlex.split(line)
     arguments = [
         str(ROOT / word) if word == "examples" or word.startswith("examples/") else word

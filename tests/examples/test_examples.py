@@ -1,94 +1,80 @@
-"""Every example, started by the command at its top, and the rows that it leaves behind."""
+"""The page on web servers: each of its blocks is run as it stands, and makes the rows it shows."""
 
 from __future__ import annotations
 
+import re
+import shlex
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
-from tests.examples.commands import EXAMPLES, command, serve
-from tests.servers import running, wait_for_rows
+from tests.examples.commands import EXAMPLES, command, first_command, serve
+from tests.servers import ROOT, running, wait_for_rows
 
-SERVERS = ["fastapi_app.py", "flask_app.py", "litestar_app.py", "django_project/manage.py"]
-HEADERS = {
-    "x-tenant": "acme",
-    "x-user": "ann",
-    "authorization": "Bearer ann",
-    "user-agent": "test/1",
-    "x-request-id": "r1",
-    "x-forwarded-for": "203.0.113.9",
-}
-CREATED = {
-    "action": "course.created",
-    "entity_id": "7",
-    "tenant_id": "acme",
-    "actor_id": "ann",
-    "ip_address": "203.0.113.9",
-    "user_agent": "test/1",
-    "request_id": "r1",
-}
+PAGE = ROOT / "docs/web.md"
+DATABASE = ".logbun/audit.db"
 
 
-def told(found):
-    return [{name: row[name] for name in CREATED} for row in found]
+def blocks():
+    """Return the commands of each block of the page, and the rows that it shows."""
+    for block in re.findall(r"^```console\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE):
+        lines = block.splitlines()
+        yield (
+            [line.removeprefix("$ ") for line in lines if line.startswith("$ ")],
+            [line for line in lines if not line.startswith("$ ")],
+        )
 
 
-@pytest.mark.parametrize("example", SERVERS)
-def test_a_server_answers_and_the_row_is_there_when_it_has_ended(example, tmp_path):
-    expected = [CREATED]
-    if example == "fastapi_app.py":
-        expected.append({**CREATED, "action": "course.published"})
-
-    with serve(example, tmp_path) as client:
-        answer = client.post("/courses/7", headers=HEADERS)
-        assert (answer.status_code // 100, answer.json()) == (2, {"id": "7"})
-
-    assert told(wait_for_rows(tmp_path / ".logbun/audit.db", len(expected), 0)) == expected
+BLOCKS = {commands[0]: (commands, shown) for commands, shown in blocks()}
 
 
-@pytest.mark.parametrize(
-    ("example", "actions"),
-    [
-        ("script.py", ["course.imported", "course.imported"]),
-        ("structlog_script.py", ["course.published", "course.created"]),
-    ],
-)
-def test_a_script_prints_what_it_has_audited(example, actions, tmp_path):
-    done = subprocess.run(
-        [sys.executable, *command(example)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-
-    assert [line.split()[2] for line in done.stdout.splitlines()] == actions
-    found = wait_for_rows(tmp_path / ".logbun/audit.db", 2, 0)
-    assert {row["tenant_id"] for row in found} == {"acme"}
+def curl(client, line):
+    """Send the request that a curl command sends."""
+    _, _, method, url, *options = shlex.split(line)
+    pairs = list(zip(options[::2], options[1::2], strict=True))
+    headers = [value.split(": ") for name, value in pairs if name == "-H"]
+    headers += [("user-agent", value) for name, value in pairs if name == "-A"]
+    answer = client.request(method, "/" + url.split("/", 1)[1], headers=headers)
+    assert answer.is_success
 
 
-def test_a_celery_worker_audits_in_the_name_of_the_sender(tmp_path):
-    worker, send = command("celery_app.py"), command("celery_app.py", 1)
-    with running([*worker, "--concurrency", "2"], tmp_path):
-        with running(send, tmp_path, end=0) as sender:
-            assert sender.wait(30) == 0
-        (row,) = wait_for_rows(tmp_path / ".logbun/audit.db", 1)
-
-    assert told([row]) == [{**CREATED, "user_agent": None, "request_id": None}]
+def query(folder, line):
+    """Return what the sqlite3 command prints."""
+    _, _, statement = shlex.split(line)
+    with closing(sqlite3.connect(folder / DATABASE)) as connection:
+        found = connection.execute(statement).fetchall()
+    return ["|".join("" if value is None else str(value) for value in row) for row in found]
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        "gunicorn --workers 4 --pythonpath examples/django_project shop.wsgi",
-        "uvicorn --app-dir examples/django_project --no-proxy-headers shop.asgi:application",
-    ],
-)
-def test_django_in_production(variant, tmp_path):
-    assert variant in (EXAMPLES / "django_project/manage.py").read_text().replace("\n", " ")
-    with serve(variant, tmp_path) as client:
-        assert client.post("/courses/7", headers=HEADERS).json() == {"id": "7"}
+@pytest.mark.parametrize("start", BLOCKS)
+def test_the_commands_of_the_page_make_the_rows_that_it_shows(start, tmp_path):
+    (_, *requests, select), shown = BLOCKS[start]
 
-    assert told(wait_for_rows(tmp_path / ".logbun/audit.db", 1, 0)) == [CREATED]
+    if start.startswith("celery"):
+        with running([*command(start), "--concurrency", "2"], tmp_path):
+            for line in requests:
+                with running(command(line), tmp_path, end=0) as sender:
+                    assert sender.wait(60) == 0
+            wait_for_rows(tmp_path / DATABASE, len(shown))
+    elif requests:
+        with serve(start, tmp_path) as client:
+            for line in requests:
+                curl(client, line)
+    else:
+        subprocess.run([sys.executable, *command(start)], cwd=tmp_path, check=True, timeout=60)
+
+    assert shown
+    assert query(tmp_path, select) == shown
+
+
+def test_each_examples_own_command_is_on_the_page():
+    files = [
+        *EXAMPLES.glob("*_app.py"),
+        *EXAMPLES.glob("*script.py"),
+        EXAMPLES / "django_project/manage.py",
+    ]
+
+    assert {first_command(file) for file in files} <= {*BLOCKS}
