@@ -12,15 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 
-#: Pages whose snippets are parts of programs for a web server; the programs are tested elsewhere.
-PARTS = {"docs/context.md"}
-
 
 def snippets(page):
     return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in PARTS])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_snippets_of_a_page_run(page, tmp_path):
     found = snippets(page)
     # The README's snippets follow on each other; other pages' stand alone.
