@@ -42,8 +42,8 @@ def cut_once(folder, fsync, rng):
         flaky = ["--outages", "0.3"] if rng.random() < 0.7 else []
         workload = Workload(disk.folder, "r", "--fsync", fsync, "--pause", "0.001", *flaky)
         workload.read(rng.randrange(1, 400 if fsync == "always" else 1500))
-        disk.cut_power()
         cut_at = time.monotonic()
+        disk.cut_power()
         workload.kill()
         seen = [found for found in workload.end() if found.synced and found.at < cut_at]
         disk.reboot()
@@ -90,6 +90,8 @@ def main():
         for _ in range(arguments.cuts):
             with tempfile.TemporaryDirectory() as folder:
                 results.append(cut_once(Path(folder), fsync, rng))
+            if wrong(fsync, results[-1]):
+                print(fsync, results[-1], file=sys.stderr, flush=True)
         failed |= any(wrong(fsync, result) for result in results)
         sums = [sum(column) for column in list(zip(*results, strict=True))[:5]]
         oldest = max(result.oldest for result in results)

@@ -1,0 +1,302 @@
+"""WAL, buffers, DLQ and recovery against a plain model, by random sequences of what can happen.
+
+The parts are the real ones, on real files, but without threads: the test is the listener, the flush
+worker, the keeper and the maintenance thread, and so it can do things in any order. The model is a
+dictionary of everything that was accepted. At every step each of those events is in the database or
+in a file that the next process would read; at the end, when every fault has been mended, each is in
+the database once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from logbun_logging.batching import Buffers
+from logbun_logging.delivery import Delivery
+from logbun_logging.dlq import DeadLetterQueue
+from logbun_logging.event import AuditEvent, Entry, encode_event, new_event_id, utc_now
+from logbun_logging.flushing import Flusher
+from logbun_logging.options import (
+    BatchingOptions,
+    DlqOptions,
+    LimitOptions,
+    RetryOptions,
+    WalOptions,
+)
+from logbun_logging.redelivery import Redelivery
+from logbun_logging.reporting import Reporter
+from logbun_logging.stats import Counters
+from logbun_logging.tenancy import SingleDatabase
+from logbun_logging.wal import WalWriter
+from logbun_logging.wal.codec import read_records
+from tests.fakes import SharedMemoryAdapter
+
+TENANTS = st.sampled_from(["a", "b", None])
+
+
+class Clock:
+    """Time passes when somebody says so, and a little with every look."""
+
+    now = 1000.0
+
+    def __call__(self):
+        self.now += 0.001
+        return self.now
+
+
+class Parts:
+    """What a process has, without its threads."""
+
+    def __init__(self, folder, adapter, clock):
+        self.counters = Counters()
+        self.databases = SingleDatabase(adapter)
+        reporter = Reporter("model", None, self.counters)
+        self.wal = WalWriter(
+            folder / "wal", "never", WalOptions(segment_bytes=2048), lambda *_: None
+        )
+        self.dlq = DeadLetterQueue(folder / "dlq", DlqOptions())
+        retry = RetryOptions(max_retries=1, max_scan_attempts=3)
+        self.buffers = Buffers(
+            BatchingOptions(max_size=5, max_queue_size=8),
+            LimitOptions(max_total_queued=20),
+            many=True,
+            crowding=False,
+            shipment_size=10,
+            clock=clock,
+        )
+        self.delivery = Delivery(self.databases, self.counters, 10.0, lambda: None)
+        self.flusher = Flusher(
+            buffers=self.buffers,
+            delivery=self.delivery,
+            dlq=self.dlq,
+            wal=self.wal,
+            retry=retry,
+            tenant_required=False,
+            counters=self.counters,
+            reporter=reporter,
+            rng=lambda: 0.5,
+        )
+        self.redelivery = Redelivery(
+            folder=folder,
+            buffers=self.buffers,
+            delivery=self.delivery,
+            dlq=self.dlq,
+            wal=self.wal,
+            retry=retry,
+            bootstrap=lambda: True,
+            healthy=lambda: True,
+            tenant_required=False,
+            counters=self.counters,
+            reporter=reporter,
+        )
+        # Nobody makes room while the test reads back: what does not fit is left for the next time.
+        self.redelivery._stopping.wait = lambda _: self.redelivery._stopping.set()
+        self.wal.open()
+
+    def die(self):
+        """Let go of everything as the kernel does."""
+        self.wal.abandon()
+        self.redelivery.abandon()
+        self.delivery.close()
+
+
+class Model(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="model-"))
+        self.folder = self.root / "ns"
+        self.adapter = SharedMemoryAdapter()
+        self.clock = Clock()
+        self.accepted = {}
+        self.others = []
+        self.parts = Parts(self.folder, self.adapter, self.clock)
+
+    @initialize()
+    def folder_exists(self):
+        (self.folder / "dlq").mkdir(parents=True, exist_ok=True)
+
+    def teardown(self):
+        try:
+            self.mend_everything()
+            stored = {event_id: event.action for event_id, event in self.adapter.events.items()}
+            assert stored == self.accepted
+            assert not self.on_disk()
+        finally:
+            for parts in (self.parts, *self.others):
+                parts.die()
+            shutil.rmtree(self.root)
+
+    # ── what an application does ──
+
+    @rule(tenant=TENANTS, count=st.integers(1, 12), poison=st.booleans())
+    def log(self, tenant, count, poison):
+        """Do what ``Pipeline.submit`` and the listener do."""
+        for number in range(count):
+            action = "poison" if poison and number == 0 else "good"
+            event = AuditEvent(new_event_id(), utc_now(), action, "u", tenant)
+            entry = Entry(tenant, encode_event(event))
+            admitted = self.parts.buffers.admit(entry) == "admitted"
+            assert self.parts.wal.append(entry)
+            self.accepted[event.id] = action
+            if admitted:
+                self.parts.buffers.put([entry])
+            else:
+                assert self.parts.wal.park(entry)
+
+    # ── what the threads do ──
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 6.0]))
+    def deliver(self, seconds):
+        """Let time pass, and the flush worker work."""
+        self.clock.now += seconds
+        self.parts.flusher.run_here()
+
+    @rule()
+    def tidy(self):
+        self.parts.wal.tidy()
+
+    @rule()
+    def seal(self):
+        self.parts.wal._seal()
+
+    @rule()
+    def spill(self):
+        self.parts.flusher.spill(drop=False)
+
+    @rule()
+    def maintain(self):
+        """Recover, read back, scan."""
+        self.parts.redelivery._stopping.clear()
+        self.parts.redelivery.run_pass()
+
+    @rule()
+    def requeue(self):
+        for file in self.parts.dlq.list("dead"):
+            assert self.parts.dlq.requeue(file.name)
+
+    # ── what goes wrong ──
+
+    @rule(down=st.booleans())
+    def switch_database(self, down):
+        self.adapter.down = down
+
+    @rule(poison=st.booleans())
+    def switch_poison(self, poison):
+        self.adapter.poison = "poison" if poison else None
+
+    @rule()
+    def break_dlq(self):
+        if not (self.root / "dlq-moved").exists():
+            (self.folder / "dlq").rename(self.root / "dlq-moved")
+            (self.folder / "dlq").write_text("a file where the folder should be")
+
+    @rule()
+    def mend_dlq(self):
+        if (self.root / "dlq-moved").exists():
+            (self.folder / "dlq").unlink()
+            (self.root / "dlq-moved").rename(self.folder / "dlq")
+
+    @rule()
+    def break_segment(self):
+        """Let a write to the current segment fail: healing has to write everything anew."""
+        self.parts.wal._give_up(self.parts.wal._current, OSError("torn"))
+        self.parts.wal.tidy()
+
+    @rule()
+    def crash(self):
+        """Die, and start anew."""
+        self.parts.die()
+        self.parts = Parts(self.folder, self.adapter, self.clock)
+
+    @precondition(lambda self: len(self.others) < 2)
+    @rule()
+    def another_process(self):
+        """Go on in another process beside this one."""
+        self.others.append(self.parts)
+        self.parts = Parts(self.folder, self.adapter, self.clock)
+
+    @precondition(lambda self: self.others)
+    @rule()
+    def switch_process(self):
+        self.others.append(self.parts)
+        self.parts = self.others.pop(0)
+
+    @precondition(lambda self: self.others)
+    @rule()
+    def other_process_dies(self):
+        self.others.pop().die()
+
+    @rule(clean=st.booleans())
+    def shut_down(self, clean):
+        """End in order, with time to deliver or without."""
+        parts = self.parts
+        if clean:
+            parts.buffers.make_all_due()
+            parts.flusher.run_here()
+        parts.flusher.give_up()
+        parts.redelivery.stop(0)
+        parts.delivery.close()
+        parts.wal.close()
+        self.parts = Parts(self.folder, self.adapter, self.clock)
+
+    # ── what holds ──
+
+    def on_disk(self):
+        """Return the payloads that the next process would find."""
+        found = set()
+        for top in (self.folder, self.root / "dlq-moved"):
+            for path in top.rglob("*"):
+                if path.is_file() and (path.suffix == ".aof" or ".batch" in path.name):
+                    with path.open("rb") as file:
+                        found.update(payload for payload, whole in read_records(file) if whole)
+        return found
+
+    @invariant()
+    def everything_accepted_is_in_the_database_or_in_a_file(self):
+        text = b"\n".join(self.on_disk())
+        for event_id in self.accepted.keys() - self.adapter.events.keys():
+            assert event_id.encode() in text, "lost"
+
+    @invariant()
+    def nothing_is_counted_as_lost_or_damaged(self):
+        for parts in (self.parts, *self.others):
+            assert (parts.counters["lost"], parts.counters["corrupt"]) == (0, 0)
+
+    @invariant()
+    def memory_is_bounded_and_the_books_are_right(self):
+        for parts in (self.parts, *self.others):
+            assert 0 <= parts.buffers.events <= 20
+            assert sum(parts.buffers.depths().values()) == parts.buffers.events
+
+    def mend_everything(self):
+        self.adapter.down, self.adapter.poison = False, None
+        self.mend_dlq()
+        for parts in self.others:
+            parts.die()
+        self.others.clear()
+        for _ in range(400):
+            self.parts.wal.tidy()
+            self.requeue()
+            self.maintain()
+            self.parts.buffers.make_all_due()
+            self.deliver(400.0)
+            if not self.on_disk():
+                return
+            if not self.parts.buffers.events and not self.parts.redelivery.parked():
+                self.parts.wal._seal()
+                self.parts.wal.tidy()
+
+
+Model.TestCase.settings = settings(
+    max_examples=40,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestModel = Model.TestCase
