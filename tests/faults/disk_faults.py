@@ -34,7 +34,7 @@ INJECTED = (
     ("every 3rd fdatasync: EIO", "fdatasync:error=EIO:when=3+3", "wal_failed"),
     ("fdatasync 2 to 12: EIO", "fdatasync:error=EIO:when=2..12", "wal_failed"),
     ("every 2nd fsync: EIO", "fsync:error=EIO:when=2+2", None),
-    ("every 3rd openat: EMFILE", "openat:error=EMFILE:when=40+3", None),
+    ("every 3rd openat: EMFILE", "openat:error=EMFILE:when=3+3", None),
     ("every 2nd rename: EIO", "rename:error=EIO:when=2+2", None),
     ("every 2nd unlink: EIO", "unlink:error=EIO:when=2+2", None),
 )
@@ -66,7 +66,9 @@ def _result(workload, found, verdict, heard):
 def inject(folder, fault, heard, *, events=120):
     """Inject a fault into system calls; the program ends by itself."""
     arguments = ["--events", events, "--outages", 0.3, "--pause", 0.002]
-    workload = Workload(folder, "r", *arguments, wait=True)
+    # A program that cannot open its modules does not start at all.
+    wait = "--wait-started" if fault.startswith("openat") else "--wait"
+    workload = Workload(folder, "r", *arguments, wait=wait)
     workload.trace(fault)
     workload.go()
     found = workload.end()
@@ -90,27 +92,6 @@ def full(folder):
         yield disk, fill, filler.unlink
     finally:
         _unmount(disk)
-
-
-@contextmanager
-def read_only(folder):
-    """Yield an ext4 disk and the functions that make it read-only and writable again."""
-    disk = Disk(folder)
-    try:
-
-        def close():
-            # A file system with files open for writing refuses; the error mount does not.
-            subprocess.run(["mount", "-o", "remount,ro,abort", disk.folder], check=False)
-
-        yield disk.folder, close, lambda: None
-    finally:
-        disk.close()
-
-
-@contextmanager
-def limited(folder):
-    """Yield a folder; the functions set and lift ``RLIMIT_FSIZE`` of a process."""
-    yield Path(folder), None, None
 
 
 def break_and_heal(folder, disk, fail, heal, *, before=60, during=150, after=150):
@@ -161,6 +142,22 @@ def folder_taken_away(folder):
         moved.rename(wal)
 
     return break_and_heal(folder, disk, fail, heal, during=400)
+
+
+def read_only_folders(folder):
+    """Make the folders of WAL and DLQ immutable, for root as well, while a program logs."""
+    disk = Disk(folder)
+
+    def switch(flag):
+        folders = [*(disk.folder / "kill" / "wal").iterdir(), disk.folder / "kill" / "wal"]
+        folders += (disk.folder / "kill").glob("dlq")
+        subprocess.run(["chattr", flag, *folders], check=True)
+
+    try:
+        heal, fail = (lambda _: switch("-i")), (lambda _: switch("+i"))
+        return break_and_heal(folder, disk.folder, fail, heal)
+    finally:
+        disk.close()
 
 
 def lying_fsync(folder):
@@ -239,6 +236,7 @@ def _unmount(folder):
 
 MOUNTED = (
     ("disk full", full_disk),
+    ("read-only folders", read_only_folders),
     ("fsync fails, then lies", lying_fsync),
 )
 ANYWHERE = (

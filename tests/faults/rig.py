@@ -30,20 +30,19 @@ class Acknowledged(NamedTuple):
 class Workload:
     """A running ``tests.faults.workload``."""
 
-    def __init__(self, *arguments, wait=False, env=None):
+    def __init__(self, *arguments, wait=None):
         command = [sys.executable, "-m", "tests.faults.workload", *map(str, arguments)]
         self.process = subprocess.Popen(
-            [*command, *(["--wait"] if wait else [])],
+            [*command, *([wait] if wait else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=ROOT,
-            env={**os.environ, **(env or {})},
         )
         self._tracer = None
         self._seen = b""
         self.happened = []
-        if wait:
+        if wait is not None:
             assert self.process.stdout.readline() == b"ready\n"
 
     def trace(self, inject):

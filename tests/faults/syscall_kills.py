@@ -32,12 +32,14 @@ class Result(NamedTuple):
         return not (self.lost or self.doubled or self.damaged or self.left)
 
 
-def kill_at(folder, call, number, *, events=60):
+def kill_at(folder, call, number, *, events=400):
     """Kill two processes in a row at their *number*-th *call*, and return what came of it."""
     acknowledged, killed = set(), 0
+    arguments = ["--events", events, "--pause", 0.004, "--flush-interval", 0.01, "--outages", 0.5]
     for run in ("first", "second"):
-        arguments = ["--events", events, "--segment-bytes", 4096, "--outages", 0.3]
-        workload = Workload(folder, run, *arguments, wait=True)
+        # The start makes more calls than anything after it: every other process is killed later.
+        wait = "--wait" if number % 2 else "--wait-started"
+        workload = Workload(folder, run, *arguments, wait=wait)
         workload.trace(f"{call}:signal=KILL:when={number}")
         workload.go()
         acknowledged.update(found.name for found in workload.end())

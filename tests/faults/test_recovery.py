@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
 
 from logbun_logging import AuditLogger, BatchingAuditHandler
 from logbun_logging.event import AuditEvent, encode_event, new_event_id, utc_now
+from logbun_logging.wal import adopt_abandoned, read_segment
 from logbun_logging.wal.codec import encode_line
 from tests.fakes import MemoryAdapter, SharedMemoryAdapter, wait_until
 
@@ -55,6 +57,34 @@ def test_recovered_events_come_oldest_first_without_a_new_call(make_trail, leave
     assert entity_ids(adapter) == [str(n) for n in range(600)]
     assert trail.stats()["recovered"] == 600
     assert trail.stats()["accepted"] == 0
+
+
+def test_a_folder_cut_or_damaged_anywhere_is_recovered_but_for_the_damaged_record(leave_behind):
+    found = payloads(3)
+    lines = [encode_line(payload) for payload in found]
+    data = b"".join(lines)
+    ends = [len(b"".join(lines[: number + 1])) for number in range(3)]
+    rng = random.Random(5)
+    variants = [(data[:cut], [end <= cut for end in ends]) for cut in range(len(data) + 1)]
+    for _ in range(500):
+        at = rng.randrange(len(data))
+        flipped = bytearray(data)
+        flipped[at] ^= rng.randrange(1, 256)
+        start = [0, *ends]
+        whole = [not start[n] <= at < ends[n] for n in range(3)]
+        variants.append((bytes(flipped), whole))
+    instance = leave_behind(found)
+    segment = instance / "seg-000001.aof"
+    for variant, whole in variants:
+        instance.mkdir(exist_ok=True)
+        segment.write_bytes(variant)
+        (log,) = adopt_abandoned(instance.parent, None)
+        back = [entry.payload for entry in read_segment(log.segments[0], lambda *_: None)]
+        expected = [payload for payload, good in zip(found, whole, strict=True) if good]
+        assert [payload for payload in back if payload in expected] == expected
+        assert len(back) <= len(expected) + 1, "the damage may be in the last newline alone"
+        log.segments[0].pending.clear()
+        assert log.release()
 
 
 def test_recovered_events_stay_in_the_wal_while_the_database_is_down(

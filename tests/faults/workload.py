@@ -34,8 +34,20 @@ class FlakySQLite(SQLiteAdapter):
         return super().bulk_insert_many(batches)
 
 
+def wait():
+    os.write(1, b"ready\n")
+    sys.stdin.readline()
+
+
 def make_trail(
-    folder, *, fsync="always", outages=0.0, segment_bytes=4096, database=None, on_event=None
+    folder,
+    *,
+    fsync="always",
+    outages=0.0,
+    segment_bytes=4096,
+    flush_interval=0.05,
+    database=None,
+    on_event=None,
 ):
     adapter = FlakySQLite(database or f"{folder}/audit.db")
     adapter.outages = outages
@@ -45,7 +57,7 @@ def make_trail(
         mode="durable",
         fsync=fsync,
         adapter=adapter,
-        batching={"flush_interval": 0.05},
+        batching={"flush_interval": flush_interval},
         retry={"max_retries": 0, "first_scan": 0.1, "scan_interval": 0.25},
         wal={"segment_bytes": segment_bytes},
         on_event=on_event,
@@ -74,16 +86,18 @@ def main():
     parser.add_argument("--database", default=None, help="FOLDER/audit.db by default")
     parser.add_argument("--outages", type=float, default=0.0, help="part of the inserts that fail")
     parser.add_argument("--wait", action="store_true", help="for a line before anything is done")
+    parser.add_argument("--wait-started", action="store_true", help="the same, after the start")
+    parser.add_argument("--flush-interval", type=float, default=0.05)
     arguments = parser.parse_args()
     if arguments.wait:
-        os.write(1, b"ready\n")
-        sys.stdin.readline()
+        wait()
     trail = make_trail(
         arguments.folder,
         fsync=arguments.fsync,
         outages=arguments.outages,
         segment_bytes=arguments.segment_bytes,
         database=arguments.database,
+        flush_interval=arguments.flush_interval,
         on_event=lambda name, _: say("!" + name),
     )
     logger = logging.getLogger("kill")
@@ -97,6 +111,9 @@ def main():
         return synced.ok
 
     trail.pipeline.wal.commit = noting_commit
+    if arguments.wait_started:
+        trail.ready()
+        wait()
 
     def work(thread):
         number = 0

@@ -1,0 +1,168 @@
+"""Several processes: forks while locks are held, killed children, survivors that take over."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from logbun_logging import AuditLogger
+from logbun_logging import trail as trail_module
+from tests.fakes import wait_until
+from tests.faults.rig import Workload
+from tests.faults.workload import make_trail as make_workload_trail
+
+#: CPython 3.12 and newer warn of what these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+
+def wait_for(pid, timeout=60):
+    """Return the exit status of a child, or say that it hung."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "it hung"
+
+
+def locks_of(trail):
+    parts = trail.pipeline
+    yield trail_module._registry_lock
+    yield parts._lifecycle
+    yield parts.redelivery._pass_lock
+    yield parts.wal._keep_lock
+    yield parts.wal._sync_lock
+    yield parts.wal._swap_lock
+    yield parts.wal._pending_lock
+    yield parts.wal._group._lock
+    yield parts.dlq._lock
+    yield parts.delivery._calls._lock
+    yield parts.databases.breaker(None)._lock
+    yield parts.buffers._lock
+    yield parts.reporter._lock
+    yield parts.counters._lock
+
+
+def test_a_child_forked_while_every_lock_is_held_goes_on(make_trail, make_logger):
+    trail = make_trail(mode="durable", fsync="always")
+    audit = AuditLogger(make_logger(trail.handler))
+    audit.fire("parent", tenant_id="t")
+    assert trail.flush(20)
+    held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with ExitStack() as stack:
+            for lock in locks_of(trail):
+                stack.enter_context(lock)
+            held.set()
+            release.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    child = os.fork()
+    if child == 0:
+        audit.fire("child", tenant_id="t")
+        os._exit(0 if trail.flush(20) and trail.stats()["lost"] == 0 and trail.shutdown(20) else 1)
+    status = wait_for(child)
+    release.set()
+    thread.join()
+    assert status == 0
+    audit.fire("parent", tenant_id="t")
+    assert trail.flush(20)
+    assert [event.action for event in trail.iter(tenant_id="t")].count("parent") == 2
+    assert [event.action for event in trail.iter(tenant_id="t")].count("child") == 1
+
+
+def test_a_child_forked_while_the_parent_shuts_down_has_a_trail_of_its_own(make_trail, make_logger):
+    trail = make_trail(mode="durable")
+    log = make_logger(trail.handler)
+    log.info("parent", extra={"tenant_id": "t"})
+    assert trail.flush(20)
+    trail.pipeline.closing = True  # another thread has just begun
+    child = os.fork()
+    if child == 0:
+        log.info("child", extra={"tenant_id": "t"})
+        os._exit(0 if trail.shutdown(20) else 1)
+    trail.pipeline.closing = False
+    assert wait_for(child) == 0
+    assert {event.action for event in trail.iter(tenant_id="t")} == {"parent", "child"}
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_killed_child_s_events_are_delivered_by_its_parent(make_trail, tmp_path, method):
+    trail = make_trail(mode="durable")
+    assert trail.ready()
+    process = multiprocessing.get_context(method).Process(target=fire_and_die, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert trail.run_maintenance()
+    assert trail.flush(20)
+    assert sum(1 for _ in trail.iter(tenant_id="child")) == 50
+    assert wait_until(lambda: len(list((tmp_path / "data" / "test" / "wal").iterdir())) == 1)
+
+
+def fire_and_die(folder):
+    from logbun_logging import AuditTrail
+
+    trail = AuditTrail(
+        namespace="test",
+        data_dir=folder / "data",
+        mode="durable",
+        adapter=f"sqlite:///{folder}/audit.db",
+        batching={"flush_interval": 60.0},
+    )
+    import logging
+
+    logger = logging.getLogger("child")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(trail.handler)
+    for number in range(50):
+        logger.info("child", extra={"tenant_id": "child", "entity_id": str(number)})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_lives_on_delivers_what_a_killed_one_has_left(tmp_path):
+    survivor = make_workload_trail(tmp_path)
+    try:
+        assert survivor.ready(30)
+        workload = Workload(tmp_path, "r", "--outages", "0.5")
+        workload.read(200)
+        workload.kill()
+        names = {found.name for found in workload.end()}
+
+        def stored():
+            return names <= {
+                e.entity_id for n in range(2) for e in survivor.iter(tenant_id=f"t{n}")
+            }
+
+        assert wait_until(stored, 30)
+    finally:
+        survivor.shutdown(10)
+
+
+def test_two_processes_share_a_dlq(tmp_path):
+    workloads = [
+        Workload(tmp_path, f"r{n}", "--events", "100", "--outages", "0.5") for n in range(2)
+    ]
+    names = {found.name for workload in workloads for found in workload.end()}
+    assert len(names) == 400
+    trail = make_workload_trail(tmp_path)
+    try:
+        assert trail.ready(30)
+        assert wait_until(lambda: trail.flush(5) and trail.dlq.is_empty(), 30)
+        rows = [event.entity_id for n in range(2) for event in trail.iter(tenant_id=f"t{n}")]
+    finally:
+        trail.shutdown(10)
+    assert len(rows) == len(set(rows))
+    assert set(rows) == names
