@@ -22,8 +22,9 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from logbun_logging.adapters import SQLiteAdapter, sql
+from logbun_logging.adapters import SQLiteAdapter, TursoAdapter, sql
 from logbun_logging.testing import samples
+from tests.contract import sqld
 
 #: Batch size to the number of batches in a round.
 SIZES = {100: 50, 1_000: 20, 10_000: 3}
@@ -58,6 +59,9 @@ class Backend:
     def close_bare(self):
         """Close the bare driver's connection."""
 
+    def end(self):
+        """End what runs for it besides."""
+
 
 class SQLite(Backend):
     def adapter(self):
@@ -76,7 +80,70 @@ class SQLite(Backend):
         self.connection.close()
 
 
-BACKENDS: dict[str, type[Backend]] = {"sqlite": SQLite}
+class LibSQL(Backend):
+    """A libSQL server, over HTTP; the bare driver inserts 500 rows a statement, all in a batch."""
+
+    scheme = "http"
+    driver = "libsql-client"
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.server = sqld.Sqld(sqld.binary(), folder)
+
+    def end(self):
+        self.server.stop()
+
+    def adapter(self):
+        return TursoAdapter(self.server.url(self.scheme), driver=self.driver)
+
+    def rows(self, events):
+        parts = [events[start : start + 500] for start in range(0, len(events), 500)]
+        return [
+            (
+                sql.insert_statement(len(part)),
+                tuple(value for event in part for value in sql.to_row(event)),
+            )
+            for part in parts
+        ]
+
+    def open_bare(self):
+        import libsql_client
+
+        self.connection = libsql_client.create_client_sync(self.server.url(self.scheme))
+
+    def bare(self, rows):
+        self.connection.batch(rows)
+
+    def close_bare(self):
+        self.connection.close()
+
+
+class LibSQLWebSocket(LibSQL):
+    scheme = "ws"
+
+
+class LibSQLProcess(LibSQL):
+    """The same with libsql: beside it, the adapter's is in a process of its own."""
+
+    driver = "libsql"
+
+    def open_bare(self):
+        import libsql
+
+        self.connection = libsql.connect(self.server.url(), auth_token="")
+
+    def bare(self, rows):
+        for statement, values in rows:
+            self.connection.execute(statement, values)
+        self.connection.commit()
+
+
+BACKENDS: dict[str, type[Backend]] = {
+    "sqlite": SQLite,
+    "libsql-http": LibSQL,
+    "libsql-ws": LibSQLWebSocket,
+    "libsql-process": LibSQLProcess,
+}
 
 
 def batches(size, count):
@@ -145,7 +212,11 @@ def measure(name, size, count, rounds):
     for _ in range(rounds):
         for rate, found in rates.items():
             with tempfile.TemporaryDirectory(prefix=f"logbun-{name}-") as folder:
-                found.append(rate(BACKENDS[name](Path(folder)), made))
+                backend = BACKENDS[name](Path(folder))
+                try:
+                    found.append(rate(backend, made))
+                finally:
+                    backend.end()
     adapter, bare = (statistics.median(found) for found in rates.values())
     return {
         "adapter": name,
