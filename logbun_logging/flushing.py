@@ -70,6 +70,8 @@ class Flusher:
         self._reporter = reporter
         self._rng = rng
         self._threads: list[threading.Thread] = []
+        #: Something was spilled that nobody has asked back yet.
+        self.spilled = False
 
     def start(self, workers: int) -> None:
         """Start the worker threads.
@@ -217,9 +219,9 @@ class Flusher:
         """Relieve memory of what the database does not keep up with; called by the listener.
 
         What cannot be written to the DLQ goes back to its lane and is tried again. Returns whether
-        anything was written there.
+        anything was written there, and notes it in :attr:`spilled`.
         """
-        failed = spilled = False
+        failed = wrote = False
         for lane, entries in self._buffers.overfull():
             if failed:
                 self._buffers.put_back(lane, entries)
@@ -239,13 +241,13 @@ class Flusher:
                 failed = True
                 continue
             self._wal.acknowledge(entries)
-            spilled = True
+            self.spilled = wrote = True  # before it is settled: flush looks at both
             self._counters.add("spilled", len(entries))
             self._buffers.settle(lane, entries, free=False)
             self._reporter.report(
                 "spilled", tenant_id=lane.tenant_id, events=len(entries), file=name
             )
-        return spilled
+        return wrote
 
     def give_up(self) -> None:
         """Leave what is left to the WAL, or else to the DLQ: there is no more time."""

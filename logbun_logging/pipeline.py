@@ -189,7 +189,6 @@ class Pipeline:
         self.opened = threading.Event()
         self.bootstrap_error: Exception | None = None
         self._late: list[Entry] = []
-        self._spilled = False
         self._flush_failed_at: float | None = None
         self._next_bootstrap = 0.0
         self._bootstrap_pause = 1.0
@@ -266,11 +265,9 @@ class Pipeline:
         """Wake the WAL's keeper, spill, report: what the listener does between batches."""
         if self.durable:
             self.wal.poke()
-        if self.flusher.spill(drop=self._drop):
-            self._spilled = True
-        elif self._spilled and self.buffers.events < _CALM and self.databases.healthy():
-            self._spilled = False
-            self.redelivery.scan_soon()
+        spilled = self.flusher.spill(drop=self._drop)
+        if not spilled and self.buffers.events < _CALM and self.databases.healthy():
+            self._ask_back()
         self.reporter.watch()
 
     def _tend_alone(self) -> None:
@@ -355,10 +352,13 @@ class Pipeline:
             return False  # the rest waits in files until there is a database
         if self.redelivery.recovering or self.redelivery.parked():
             return True
-        if self._spilled:
-            self._spilled = False
-            self.redelivery.scan_soon()
+        self._ask_back()
         return self.redelivery.scanning
+
+    def _ask_back(self) -> None:
+        if self.flusher.spilled:
+            self.flusher.spilled = False
+            self.redelivery.scan_soon()
 
     def shutdown(self, timeout: float) -> bool:
         """Flush, acknowledge, stop, close; return whether everything was delivered in time.
