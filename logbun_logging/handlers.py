@@ -204,6 +204,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         super().__init__(RecordQueue() if own or queue is None else queue)
         self._trail: AuditTrail | None = None
         self._listener: AuditQueueListener | None = None
+        self._emits_itself = type(self).emit is AuditQueueHandler.emit
         self._take_record: Callable[[logging.LogRecord], None] | None = None
         #: Takes a typed call over while the pipeline runs; see :class:`~.intake.Intake`.
         self.take_call: Callable[[Any, dict[str, Any]], bool] | None = None
@@ -252,8 +253,12 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
                 return False
             if isinstance(verdict, logging.LogRecord):
                 record = verdict
+        take = self._take_record
         try:
-            self.emit(record)
+            if take is not None and self._emits_itself and record.name != LOGGER_NAME:
+                take(record)  # what emit comes to
+            else:
+                self.emit(record)
         except Exception:
             self.handleError(record)
         return True

@@ -90,24 +90,22 @@ def make_intake(
         return True
 
     def take_record(record: logging.LogRecord) -> None:
-        if isinstance(record, AuditRecord):
-            entry = encode_record(pipeline, record)
+        plain = type(record) is logging.LogRecord
+        if (
+            plain
+            and only_known(values := record.__dict__)
+            and not record.args
+            and not record.exc_info
+            and not record.exc_text
+            and not record.stack_info
+        ):
+            entry = encode(record.msg, values, None, context(), record.created)
         else:
-            values = vars(record)
-            if (
-                only_known(values)
-                and not record.args
-                and not record.exc_info
-                and not record.exc_text
-                and not record.stack_info
-            ):
-                entry = encode(record.msg, values, None, context(), record.created)
-            else:
-                entry = encode_record(pipeline, record)
+            entry = encode_record(pipeline, record)
         queued: AuditRecord | Entry = entry
         if whole_records or filters:
             queued = _carry(record, entry)
-        elif isinstance(record, AuditRecord) and record.entry is None:
+        elif not plain and isinstance(record, AuditRecord) and record.entry is None:
             record.entry = entry
         verdict = admit(entry)
         if verdict == "admitted" and (append is None or append(entry)):
