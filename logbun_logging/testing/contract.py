@@ -26,9 +26,9 @@ from typing import Any, ClassVar, TypeAlias
 import msgspec
 import pytest
 
-from logbun_logging.adapters.base import Adapter, ForkAwareAdapter
+from logbun_logging.adapters.base import Adapter, EncodedAdapter, ForkAwareAdapter
 from logbun_logging.errors import RejectedEventsError
-from logbun_logging.event import AuditEvent
+from logbun_logging.event import AuditEvent, encode_event
 from logbun_logging.query import ALL_TENANTS, Pagination, TenantScope, make_filters
 from logbun_logging.testing import samples
 from logbun_logging.testing.memory import MemoryAdapter
@@ -305,6 +305,32 @@ class AdapterContract:
             for name in ("actor_id", "entity_type", "entity_id", "outcome", "request_id"):
                 assert read(adapter, event.tenant_id, **{name: getattr(event, name)}) == [event]
             assert read(adapter, action=event.action) == [event]
+
+    def test_encoded_events_are_stored_as_the_events_would_be(self, adapter: Adapter) -> None:
+        if not isinstance(adapter, EncodedAdapter):
+            pytest.skip("the adapter has no insert_encoded")
+        events = list(samples.hostile_events().values())
+        batches = [(event.tenant_id, [encode_event(event)]) for event in events]
+        assert adapter.insert_encoded(batches) is not False
+        assert adapter.insert_encoded([*batches[:5], *batches[:5]]) is not False
+        self.settle(adapter)
+        found = {event.id: event for event in read(adapter)}
+        for event in events:
+            assert shown([found[event.id]]) == shown([event])
+        self.store(adapter, events)
+        assert len(read(adapter)) == len(events)
+
+    def test_of_encoded_events_with_one_that_is_none_nothing_is_stored(
+        self, adapter: Adapter
+    ) -> None:
+        if not isinstance(adapter, EncodedAdapter):
+            pytest.skip("the adapter has no insert_encoded")
+        good = [encode_event(event) for event in _events(3, tenant_id="t")]
+        for bad in (b"no JSON", b"[]", b"{}", good[0].replace(b'"sample"', b"null")):
+            with pytest.raises(RejectedEventsError):
+                adapter.insert_encoded([("t", [*good, bad])])
+            self.settle(adapter)
+            assert read(adapter) == []
 
     # ── queries ──
 
