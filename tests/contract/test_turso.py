@@ -36,7 +36,7 @@ class OnServer(ServerContract):
 
     @pytest.fixture
     def server(self, guarded_server):
-        guarded_server.run("DROP TABLE IF EXISTS audit_logs")
+        guarded_server.empty()
         return guarded_server
 
     def adapter_of(self, url, **options):
@@ -103,7 +103,7 @@ class TestNamespace(OnServer):
 
     @pytest.fixture
     def server(self, namespaces_server):
-        namespaces_server.run("DROP TABLE IF EXISTS audit_logs", tenant=0)
+        namespaces_server.empty(0)
         return namespaces_server
 
     @pytest.fixture

@@ -35,7 +35,7 @@ def module_server(start_sqld):
 
 @pytest.fixture
 def server(module_server):
-    module_server.run("DROP TABLE IF EXISTS audit_logs")
+    module_server.empty()
     return module_server
 
 

@@ -27,8 +27,7 @@ def module_server(start_sqld):
 
 @pytest.fixture
 def server(module_server):
-    for tenant in range(TENANTS):
-        module_server.run("DROP TABLE IF EXISTS audit_logs", tenant=tenant)
+    module_server.empty(*range(TENANTS))
     return module_server
 
 
