@@ -105,6 +105,12 @@ def test_a_payload_that_is_no_event_is_set_aside_alone(make_trail, make_logger, 
     ] == [1] * 5
 
 
+def test_a_file_that_is_no_database_is_an_outage_and_no_fault_of_the_rows(tmp_path):
+    (tmp_path / "a.db").write_text("no database" * 1000)
+    with pytest.raises(logbun_logging.AdapterUnavailableError, match="not a database"):
+        SQLiteAdapter(tmp_path / "a.db").init()
+
+
 def test_an_adapter_that_is_not_open_says_so(tmp_path):
     adapter = SQLiteAdapter(tmp_path / "a.db")
     with pytest.raises(logbun_logging.AdapterUnavailableError, match="not open"):

@@ -274,6 +274,11 @@ class SQLiteAdapter:
             raise RejectedEventsError(f"{self!r}: {error}") from error
         except (sqlite3.OperationalError, OSError) as error:
             raise AdapterUnavailableError(f"{self!r}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise
+            # The base class itself says that the file is no database, or is damaged.
+            raise AdapterUnavailableError(f"{self!r}: {error}") from error
 
 
 def _use_wal(connection: sqlite3.Connection, timeout: float) -> None:

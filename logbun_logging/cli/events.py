@@ -1,0 +1,268 @@
+"""The commands that talk to a database: ``query``, ``tail`` and ``prune``."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
+
+import typer
+
+from logbun_logging.adapters.base import Adapter
+from logbun_logging.adapters.factory import create_adapter
+from logbun_logging.cli.output import (
+    Format,
+    friendly,
+    show_events,
+    show_line,
+    show_table,
+    warn,
+)
+from logbun_logging.errors import AdapterUnavailableError, ConfigurationError, QueryError
+from logbun_logging.event import AuditEvent, utc_timestamp
+from logbun_logging.options import LimitOptions
+from logbun_logging.query import (
+    ALL_TENANTS,
+    MAX_LIMIT,
+    Cursor,
+    Filters,
+    Pagination,
+    TenantScope,
+    decode_cursor,
+    encode_cursor,
+    make_filters,
+)
+from logbun_logging.values import clean_tenant_id
+
+__all__ = ["Url", "open_database", "register"]
+
+Url = Annotated[
+    str,
+    typer.Argument(
+        envvar="LOGBUN_URL",
+        help="The database, as in dictConfig: sqlite:///audit.db, libsql://..., clickhouse://...",
+    ),
+]
+Tenant = Annotated[
+    str | None, typer.Option("--tenant", "-t", help="Whose events; by default those of no tenant.")
+]
+AllTenants = Annotated[bool, typer.Option("--all-tenants", help="The events of every tenant.")]
+Action = Annotated[
+    list[str] | None,
+    typer.Option("--action", "-a", help="An action, or a prefix like 'course.*'; may be repeated."),
+]
+Actor = Annotated[str | None, typer.Option("--actor", help="Who did it.")]
+EntityType = Annotated[str | None, typer.Option("--entity-type", help="The kind of thing.")]
+EntityId = Annotated[str | None, typer.Option("--entity-id", help="The thing.")]
+Outcome = Annotated[str | None, typer.Option("--outcome", help="How it ended.")]
+RequestId = Annotated[str | None, typer.Option("--request-id", help="The request or trace.")]
+Since = Annotated[
+    str | None,
+    typer.Option("--since", "-s", help="Not before: a time in ISO 8601, or 90m, 24h, 7d."),
+]
+Until = Annotated[str | None, typer.Option("--until", "-u", help="Not after, in the same forms.")]
+
+#: How far ``tail`` looks back each time, in seconds: batches of several tenants, and of several
+#: processes, do not arrive in the order of their events.
+_LOOK_BACK: Final = 60
+
+#: Events that ``tail`` shows of one look, at most.
+_MOST: Final = 10_000
+
+_SPAN: Final = re.compile(r"(\d{1,9})([smhdw])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(query)
+    app.command()(tail)
+    app.command()(prune)
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    adapter: Adapter
+    scope: TenantScope
+    filters: Filters
+
+    def newest(self, limit: int, after: Cursor | None = None) -> Iterator[AuditEvent]:
+        """Yield up to *limit* events (0: all), newest first, a page at a time."""
+        left = limit or None
+        while left is None or left > 0:
+            size = MAX_LIMIT if left is None else min(left, MAX_LIMIT)
+            found = self.adapter.query(
+                self.scope, self.filters, Pagination(limit=size, after=after)
+            )
+            yield from found
+            if len(found) < size:
+                return
+            after = (found[-1].created_at, found[-1].id)
+            left = None if left is None else left - len(found)
+
+
+@contextmanager
+def open_database(url: str) -> Iterator[Adapter]:
+    """Open the database that *url* names, which must be there.
+
+    Raises:
+        ConfigurationError: the URL is wrong.
+        AdapterUnavailableError: it cannot be opened.
+    """
+    adapter = create_adapter(url, "URL")
+    path = getattr(adapter, "path", None)  # of SQLite, which would make a file that is not there
+    if path is not None and not path.is_file():
+        raise AdapterUnavailableError(f"there is no file {path}")
+    try:
+        adapter.init()
+        yield adapter
+    finally:
+        adapter.close()
+
+
+@friendly
+def query(
+    url: Url,
+    *,
+    tenant: Tenant = None,
+    all_tenants: AllTenants = False,
+    action: Action = None,
+    actor: Actor = None,
+    entity_type: EntityType = None,
+    entity_id: EntityId = None,
+    outcome: Outcome = None,
+    request_id: RequestId = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="0 for all.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Go on where a page ended.")] = None,
+    form: Annotated[Format, typer.Option("--format", "-f")] = Format.TABLE,
+) -> None:
+    """Show events, newest first."""
+    filters = make_filters(
+        action=action or None,
+        start_date=_moment("--since", since),
+        end_date=_moment("--until", until),
+        actor_id=actor,
+        entity_type=entity_type,
+        entity_id=entity_id,
+        outcome=outcome,
+        request_id=request_id,
+    )
+    scope = _scope(tenant, all_tenants=all_tenants)
+    after = decode_cursor(cursor)
+    last: list[AuditEvent] = []
+
+    def noted(events: Iterator[AuditEvent]) -> Iterator[AuditEvent]:
+        for event in events:
+            last[:] = [event]
+            yield event
+
+    with open_database(url) as adapter:
+        count = show_events(noted(_Search(adapter, scope, filters).newest(limit, after)), form)
+    if not count:
+        warn("no events" + ("" if scope else "; these are the events of no tenant: see --tenant"))
+    elif limit and count == limit and form is Format.TABLE:
+        warn(f"{count} events; for more: --cursor {encode_cursor(last[0])}")
+
+
+@friendly
+def tail(
+    url: Url,
+    *,
+    tenant: Tenant = None,
+    all_tenants: AllTenants = False,
+    action: Action = None,
+    actor: Actor = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Start with so many.")] = 10,
+    follow: Annotated[bool, typer.Option(help="Go on until interrupted.")] = True,
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
+    ndjson: Annotated[bool, typer.Option("--ndjson", help="One JSON object a line.")] = False,
+) -> None:
+    """Show the newest events, oldest first, and go on with those that arrive."""
+    filters = make_filters(action=action or None, actor_id=actor)
+    scope = _scope(tenant, all_tenants=all_tenants)
+    with open_database(url) as adapter:
+
+        def recent(start: str) -> list[AuditEvent]:
+            search = _Search(adapter, scope, replace(filters, start=start))
+            return list(search.newest(_MOST))[::-1]
+
+        start = _look_back()
+        seen = {event.id for event in recent(start)}
+        found = list(_Search(adapter, scope, filters).newest(lines))[::-1] if lines else []
+        _show_lines(found, ndjson=ndjson)
+        seen.update(event.id for event in found)
+        while follow:
+            time.sleep(interval)
+            before, start = start, _look_back()
+            events = recent(before)
+            _show_lines([event for event in events if event.id not in seen], ndjson=ndjson)
+            seen = {event.id for event in events}
+
+
+def _look_back() -> str:
+    return utc_timestamp(time.time() - _LOOK_BACK)
+
+
+def _show_lines(events: list[AuditEvent], *, ndjson: bool) -> None:
+    if ndjson:
+        show_events(events, Format.NDJSON)
+        return
+    for event in events:
+        who = f"{event.tenant_id or '-'} {event.actor_id}"
+        what = " ".join(filter(None, (event.entity_type, event.entity_id, event.outcome)))
+        show_line(f"{event.created_at} {who} {event.action} {what}".rstrip())
+
+
+@friendly
+def prune(
+    url: Url,
+    *,
+    days: Annotated[
+        int | None, typer.Option(min=1, help="Remove events that are older than so many days.")
+    ] = None,
+    tenant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tenant", "-t", help="Other days for one tenant: TENANT=DAYS; may be repeated."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
+) -> None:
+    """Remove old events."""
+    tenants = dict(_tenant_days(item) for item in tenant or ())
+    if days is None and not tenants:
+        raise ConfigurationError("--days", None, "a number of days, or --tenant TENANT=DAYS")
+    with open_database(url) as adapter:
+        report = adapter.prune(days, tenants=tenants, dry_run=dry_run)
+    rows = [("all others" if name is None else name, count) for name, count in report.items()]
+    show_table(["tenant", "would be removed" if dry_run else "removed"], rows)
+
+
+def _tenant_days(item: str) -> tuple[str, int]:
+    name, found, number = item.rpartition("=")
+    if not (found and name and number.isdecimal() and int(number) > 0):
+        raise ConfigurationError("--tenant", item, "TENANT=DAYS, e.g. tenant_123=30")
+    return name, int(number)
+
+
+def _scope(tenant: str | None, *, all_tenants: bool) -> TenantScope:
+    if all_tenants:
+        if tenant is not None:
+            raise QueryError("--tenant and --all-tenants: allowed is one of them")
+        return ALL_TENANTS
+    return clean_tenant_id(tenant, LimitOptions().max_string_bytes) if tenant else None
+
+
+def _moment(option: str, text: str | None) -> str | datetime | None:
+    if text is None or (span := _SPAN.fullmatch(text)) is None:
+        return text
+    try:
+        return datetime.now(UTC) - timedelta(**{_UNITS[span[2]]: int(span[1])})
+    except OverflowError:
+        raise QueryError(f"{option}={text!r}: allowed is a time since the year 1") from None

@@ -1,0 +1,323 @@
+"""The commands that talk to a namespace's folder: ``stats``, ``wal`` and ``dlq``.
+
+They may run beside a live service: what they change is claimed by the kernel's locks, as the
+processes of a service claim it from each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from logbun_logging.cli.events import Url, open_database
+from logbun_logging.cli.output import Format, friendly, show_events, show_json, show_table, warn
+from logbun_logging.dlq import DeadLetterQueue, DlqFile
+from logbun_logging.errors import ConfigurationError, LogbunError
+from logbun_logging.event import AuditEvent, decode_event
+from logbun_logging.files import try_lock
+from logbun_logging.options import DlqOptions
+from logbun_logging.trail import AuditTrail
+from logbun_logging.wal.codec import entry_of, read_records
+
+__all__ = ["register"]
+
+Folder = Annotated[
+    Path, typer.Argument(help="The namespace's folder: data_dir/namespace, e.g. .logbun/my-app")
+]
+Name = Annotated[str, typer.Argument(help="The file's name, as 'dlq list' shows it.")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+State = Literal["pending", "processing", "dead"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(stats)
+    app.command()(wal)
+    dlq = typer.Typer(no_args_is_help=True)
+    app.add_typer(dlq, name="dlq", help="List, show, requeue, retry and delete dead letters.")
+    dlq.command("list")(dlq_list)
+    dlq.command("show")(dlq_show)
+    dlq.command("requeue")(dlq_requeue)
+    dlq.command("retry")(dlq_retry)
+    dlq.command("delete")(dlq_delete)
+
+
+@friendly
+def stats(folder: Folder, *, as_json: Json = False) -> None:
+    """Show what waits in the write-ahead logs and in the dead-letter queue."""
+    queue = _queue(folder)
+    segments = list(_segments(folder))
+    counts = queue.counts()
+    first = [file.envelope.first_failed_at for file in queue.list() if file.envelope]
+    found: dict[str, object] = {
+        "wal_processes": len({s.instance for s in segments if s.alive}),
+        "wal_abandoned": len({s.instance for s in segments if not s.alive}),
+        "wal_segments": len(segments),
+        "wal_events": sum(s.events for s in segments),
+        "wal_bytes": sum(s.size for s in segments),
+        "wal_oldest": min((s.oldest for s in segments if s.oldest), default=None),
+        **{f"dlq_{name}": count for name, count in counts.items()},
+        "dlq_oldest": min(first, default=None),
+        "corrupt_files": len(list(folder.rglob("*.corrupt"))),
+    }
+    if as_json:
+        show_json(found)
+    else:
+        show_table(["figure", "value"], list(found.items()))
+
+
+@friendly
+def wal(
+    folder: Folder,
+    *,
+    events: Annotated[bool, typer.Option("--events", help="Show the events in them.")] = False,
+    form: Annotated[Format, typer.Option("--format", "-f")] = Format.TABLE,
+) -> None:
+    """Show the write-ahead logs: whose they are, and what is in them.
+
+    A segment is deleted when everything in it is delivered; until then it may show events that are
+    delivered already.
+    """
+    _check(folder)
+    if events:
+        show_events(_wal_events(folder), form)
+        return
+    found = list(_segments(folder))
+    names = ("process", "alive", "segment", "events", "damaged", "bytes", "oldest")
+    rows = [(s.instance, s.alive, s.name, s.events, s.damaged, s.size, s.oldest) for s in found]
+    if form in {Format.JSON, Format.NDJSON}:
+        show_json([dict(zip(names, row, strict=True)) for row in rows])
+    elif rows:
+        words = {True: "yes", False: "no"}
+        show_table(
+            names, [(row[0], words[s.alive], *row[2:]) for s, row in zip(found, rows, strict=True)]
+        )
+    else:
+        warn("there is no write-ahead log: nothing waits, or the trail is volatile")
+
+
+@friendly
+def dlq_list(
+    folder: Folder,
+    *,
+    state: Annotated[State | None, typer.Option("--state", "-s")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the files, oldest first."""
+    files = _queue(folder).list(state)
+    if as_json:
+        show_json([_described(file) for file in files])
+    elif files:
+        names = ("name", "state", "tenant", "events", "attempts", "last failed at", "reason")
+        show_table(names, [_row(file) for file in files])
+    else:
+        warn("there are no dead letters" + (f" in the state {state}" if state else ""))
+
+
+@friendly
+def dlq_show(
+    folder: Folder,
+    name: Name,
+    *,
+    form: Annotated[Format, typer.Option("--format", "-f")] = Format.TABLE,
+) -> None:
+    """Show the events in a file."""
+    queue = _queue(folder)
+    _find(queue, name)
+    show_events(queue.show(name), form)
+
+
+@friendly
+def dlq_requeue(
+    folder: Folder,
+    names: Annotated[list[str] | None, typer.Argument(help="Names of dead files.")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All dead files.")] = False,
+) -> None:
+    """Let the service try dead files again, at its next scan."""
+    queue = _queue(folder)
+    done = 0
+    for name in _chosen(queue, names, every=every, state="dead"):
+        if not queue.requeue(name):
+            raise LogbunError(f"{name} is not dead (any more); {done} files are pending again")
+        done += 1
+    warn(f"{done} files are pending again")
+
+
+@friendly
+def dlq_retry(
+    folder: Folder,
+    url: Url,
+    names: Annotated[list[str] | None, typer.Argument(help="Names of files.")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All pending files.")] = False,
+) -> None:
+    """Insert files into a database now; dead ones as well, if they are named.
+
+    What a process that has died left in its write-ahead log is delivered, too.
+    """
+    chosen = _chosen(_queue(folder), names, every=every, state="pending")
+    with open_database(url):
+        pass  # says so if it cannot be opened: a trail would wait for it
+    absolute = folder.absolute()
+    with AuditTrail(namespace=absolute.name, data_dir=absolute.parent, adapter=url) as trail:
+        trail.ready()
+        inserted = sum(trail.dlq.retry(name) for name in chosen)
+        left = {file.name for file in trail.dlq.list()} & set(chosen)
+    warn(f"{inserted} events are in the database now")
+    if left:
+        raise LogbunError(f"{len(left)} files are left, {min(left)} for one: see dlq list")
+
+
+@friendly
+def dlq_delete(
+    folder: Folder,
+    names: Annotated[list[str], typer.Argument(help="Names of pending or dead files.")],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove files, and the events in them, for good."""
+    queue = _queue(folder)
+    files = [_find(queue, name) for name in names]
+    if not yes:
+        count = sum(file.envelope.count if file.envelope else 0 for file in files)
+        typer.confirm(f"Remove {len(files)} files with {count} events for good?", abort=True)
+    for file in files:
+        if not queue.delete(file.name):
+            raise LogbunError(f"{file.name} is being retried just now")
+    warn(f"{len(files)} files are removed")
+
+
+# ── the write-ahead log ──
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    instance: str
+    alive: bool
+    name: str
+    size: int
+    events: int
+    damaged: int
+    oldest: str | None
+
+
+def _segments(folder: Path) -> Iterator[_Segment]:
+    for instance in _instances(folder):
+        alive = _is_held(instance)
+        for path in _files(instance):
+            events = damaged = size = 0
+            oldest: str | None = None
+            for payload, whole in _records(path):
+                size += len(payload)
+                event = _decoded(payload) if whole else None
+                if event is None:
+                    damaged += 1
+                    continue
+                events += 1
+                oldest = event.created_at if oldest is None else min(oldest, event.created_at)
+            yield _Segment(instance.name, alive, path.name, size, events, damaged, oldest)
+
+
+def _wal_events(folder: Path) -> Iterator[AuditEvent]:
+    for instance in _instances(folder):
+        for path in _files(instance):
+            for payload, whole in _records(path):
+                event = _decoded(payload) if whole else None
+                if event is not None:
+                    yield event
+
+
+def _instances(folder: Path) -> list[Path]:
+    root = folder / "wal"
+    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+
+def _files(instance: Path) -> list[Path]:
+    return sorted(instance.glob("seg-*.aof")) + sorted(instance.glob("current.aof"))
+
+
+def _records(path: Path) -> Iterator[tuple[bytes, bool]]:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:  # delivered meanwhile
+        return
+    with file:
+        yield from read_records(file)
+
+
+def _decoded(payload: bytes) -> AuditEvent | None:
+    return decode_event(payload) if entry_of(payload, check=True) is not None else None
+
+
+def _is_held(instance: Path) -> bool:
+    """Tell whether a process has the folder, by trying its lock for a moment."""
+    try:
+        descriptor = os.open(instance, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ── the dead-letter queue ──
+
+
+def _check(folder: Path) -> None:
+    if not any((folder / name).is_dir() for name in ("wal", "dlq")):
+        allowed = "a namespace's folder (data_dir/namespace), with wal or dlq in it"
+        raise ConfigurationError("FOLDER", str(folder), allowed)
+
+
+def _queue(folder: Path) -> DeadLetterQueue:
+    _check(folder)
+    return DeadLetterQueue(folder / "dlq", DlqOptions())
+
+
+def _find(queue: DeadLetterQueue, name: str) -> DlqFile:
+    found = next((file for file in queue.list() if file.name == name), None)
+    if found is None:
+        raise LogbunError(f"there is no dead letter {name}: see dlq list")
+    return found
+
+
+def _chosen(
+    queue: DeadLetterQueue, names: list[str] | None, *, every: bool, state: State
+) -> list[str]:
+    if bool(names) == every:
+        raise ConfigurationError("NAMES", names, "names of files, or --all")
+    if every:
+        return [file.name for file in queue.list(state)]
+    return [_find(queue, name).name for name in names or ()]
+
+
+def _row(file: DlqFile) -> tuple[object, ...]:
+    known = file.envelope
+    if known is None:
+        return (file.name, file.state, "?", "?", "?", "?", "its first line is damaged")
+    return (
+        file.name,
+        file.state,
+        known.tenant_id,
+        known.count,
+        known.attempts,
+        known.last_failed_at,
+        known.reason,
+    )
+
+
+def _described(file: DlqFile) -> dict[str, object]:
+    known = file.envelope
+    return {
+        "name": file.name,
+        "state": file.state,
+        "bytes": file.size,
+        "envelope": known,
+    }

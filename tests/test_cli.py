@@ -1,0 +1,344 @@
+"""The command line, as people and programs use it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from logbun_logging import ALL_TENANTS, AuditEvent, AuditLogger
+from logbun_logging.adapters.sqlite import SQLiteAdapter
+from logbun_logging.cli import app
+from logbun_logging.dlq import DeadLetterQueue
+from logbun_logging.event import encode_event, new_event_id, utc_now
+from logbun_logging.options import DlqOptions
+from logbun_logging.query import Pagination, make_filters
+from tests.fakes import MemoryAdapter
+
+SCRIPT = Path(sys.executable).with_name("logbun")
+
+
+def run(*arguments, status=0, **options):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+    assert result.exit_code == status, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/audit.db"
+
+
+def store(tmp_path, *events):
+    adapter = SQLiteAdapter(tmp_path / "audit.db")
+    adapter.init()
+    adapter.bulk_insert(None, events)
+    adapter.close()
+
+
+def event(number=0, moment=None, **fields):
+    fields = {"tenant_id": "t1", "action": "course.created", "actor_id": "u", **fields}
+    moment = moment or f"2026-01-01T00:00:{number % 60:02d}.000000Z"
+    return AuditEvent(new_event_id(), moment, entity_id=str(number), **fields)
+
+
+@pytest.fixture
+def filled(tmp_path):
+    events = [event(number, action=f"{'ab'[number % 2]}.x") for number in range(20)]
+    events += [event(20, tenant_id="t2"), event(21, tenant_id=None, metadata={"n": [1]})]
+    store(tmp_path, *events)
+    return events
+
+
+def test_a_query_writes_one_object_a_line(filled, url):
+    out = run("query", url, "-t", "t1", "-a", "a.*", "-n", 3, "-f", "ndjson").stdout
+    found = [msgspec.json.decode(line, type=AuditEvent) for line in out.splitlines()]
+    assert found == [filled[18], filled[16], filled[14]]
+
+
+def test_a_query_writes_json_and_csv_with_every_field(filled, url):
+    found = json.loads(run("query", url, "--all-tenants", "-n", 0, "-f", "json").stdout)
+    assert [row["id"] for row in found] == [e.id for e in reversed(filled)]
+    out = run("query", url, "-f", "csv").stdout
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert (row["id"], row["metadata"], row["tenant_id"]) == (filled[21].id, '{"n":[1]}', "")
+
+
+def test_a_table_has_the_columns_that_are_filled_and_names_the_next_page(filled, url):
+    result = run("query", url, "-t", "t1", "-n", 15)
+    assert "created_at" in result.stdout
+    assert "outcome" not in result.stdout
+    assert result.stdout.count("2026-01-01T") == 15
+    cursor = result.stderr.split("--cursor ")[1].strip()
+    rest = run("query", url, "-t", "t1", "--cursor", cursor, "-f", "ndjson").stdout
+    assert [json.loads(line)["id"] for line in rest.splitlines()] == [
+        e.id for e in reversed(filled[:5])
+    ]
+
+
+def test_all_pages_are_read_for_a_limit_of_none(tmp_path, url):
+    store(tmp_path, *(event(number) for number in range(2100)))
+    for limit, count in ((0, 2100), (1500, 1500)):
+        out = run("query", url, "-t", "t1", "-n", limit, "-f", "ndjson").stdout
+        assert len({json.loads(line)["id"] for line in out.splitlines()}) == count
+
+
+def test_times_may_be_spans(tmp_path, url):
+    store(tmp_path, event(1, moment=utc_now()), event(2))
+    ids = run("query", url, "-t", "t1", "--since", "1h", "-f", "ndjson").stdout
+    assert [json.loads(line)["entity_id"] for line in ids.splitlines()] == ["1"]
+    ids = run("query", url, "-t", "t1", "--until", "2026-01-02", "-f", "ndjson").stdout
+    assert [json.loads(line)["entity_id"] for line in ids.splitlines()] == ["2"]
+
+
+def test_a_terminal_gets_no_orders_from_an_event(tmp_path, url):
+    store(tmp_path, event(1, action="\x1b[2J[bold]x", actor_id="a\nb"))
+    for command in (("query",), ("tail", "--no-follow")):
+        out = run(*command, url, "-t", "t1").stdout
+        assert "\\x1b[2J[bold]x" in out
+        assert "a\\nb" in out
+
+
+def test_nothing_found_is_said(filled, url):
+    assert "no events" in run("query", url, "-t", "nobody").stderr
+    assert run("query", url, "-t", "nobody", "-f", "json").stdout.split() == ["[]"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["query", "nowhere"], 2, "URL='nowhere'"),
+        (["query", "sqlite:///{}/missing.db"], 1, "there is no file"),
+        (["query", "sqlite:///{}/text.db"], 1, "not a database"),
+        (["query", "sqlite:///{}/audit.db", "--since", "yesterday"], 2, "yesterday"),
+        (["query", "sqlite:///{}/audit.db", "--since", "999999999w"], 2, "--since"),
+        (["query", "sqlite:///{}/audit.db", "--cursor", "x"], 2, "cursor='x'"),
+        (["query", "sqlite:///{}/audit.db", "-t", "t", "--all-tenants"], 2, "one of them"),
+        (["query", "sqlite:///{}/audit.db", "-n", "-1"], 2, "--limit"),
+        (["query"], 2, "url"),
+        (["prune", "sqlite:///{}/audit.db"], 2, "--days"),
+        (["prune", "sqlite:///{}/audit.db", "-t", "t1"], 2, "TENANT=DAYS"),
+        (["prune", "sqlite:///{}/audit.db", "-t", "t1=0"], 2, "TENANT=DAYS"),
+        (["stats", "{}"], 2, "namespace's folder"),
+        (["wal", "{}/missing"], 2, "namespace's folder"),
+        (["dlq", "show", "{}/ns", "x"], 1, "no dead letter x"),
+        (["dlq", "requeue", "{}/ns"], 2, "--all"),
+        (["dlq", "requeue", "{}/ns", "x", "--all"], 2, "--all"),
+        (["dlq", "retry", "{}/ns", "sqlite:///{}/missing.db", "--all"], 1, "there is no file"),
+        (["dlq", "delete", "{}/ns", "x", "-y"], 1, "no dead letter x"),
+    ],
+)
+def test_mistakes_are_answered_with_a_line(tmp_path, filled, arguments, status, message):
+    (tmp_path / "text.db").write_text("this is not what is asked for" * 100)
+    (tmp_path / "ns" / "dlq").mkdir(parents=True)
+    result = run(*(text.replace("{}", str(tmp_path)) for text in arguments), status=status)
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_the_url_may_come_from_the_environment(filled, url):
+    out = run("query", "-t", "t2", "-f", "ndjson", env={"LOGBUN_URL": url}).stdout
+    assert json.loads(out)["entity_id"] == "20"
+
+
+def test_pruning_counts_first(tmp_path, filled, url):
+    old = run("prune", url, "--days", 1, "--tenant", "t2=36500", "--dry-run").stdout
+    assert [line.split()[-1] for line in old.splitlines() if line.strip()][-2:] == ["0", "21"]
+    run("prune", url, "--days", 1, "--tenant", "t2=36500")
+    left = run("query", url, "--all-tenants", "-f", "ndjson").stdout
+    assert [json.loads(line)["tenant_id"] for line in left.splitlines()] == ["t2"]
+
+
+def test_following_shows_each_event_once_as_it_arrives(tmp_path, url):
+    store(tmp_path, *(event(n, moment=utc_now()) for n in range(3)))
+    command = [SCRIPT, "tail", url, "-t", "t1", "-n", "2", "--interval", "0.05", "--ndjson"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "COLUMNS": "80"}
+    )
+    try:
+        first = [json.loads(process.stdout.readline())["entity_id"] for _ in range(2)]
+        store(tmp_path, event(3, moment=utc_now()), event(4, tenant_id="t2", moment=utc_now()))
+        second = json.loads(process.stdout.readline())["entity_id"]
+        store(tmp_path, event(5, moment=utc_now()))
+        third = json.loads(process.stdout.readline())["entity_id"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=30)
+    assert (first, second, third, rest) == (["1", "2"], "3", "5", b"")
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+# ── the folder of a namespace ──
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """A DLQ with a pending file of two events and a dead one of one event."""
+    folder = tmp_path / "data" / "app"
+    queue = DeadLetterQueue(folder / "dlq", DlqOptions())
+    pending = queue.put("t1", [encode_event(event(1)), encode_event(event(2))], "down")
+    name = queue.put("t2", [encode_event(event(3, tenant_id="t2"))], "refused")
+    claim = queue.claim(name, "pending")
+    claim.fail(*claim.read(), dead=True)
+    return folder, pending, name
+
+
+def test_dead_letters_are_listed_and_shown(letters):
+    folder, pending, dead = letters
+    out = run("dlq", "list", folder).stdout
+    assert [
+        line.split()[:4] for line in out.splitlines() if "refused" in line or "down" in line
+    ] == [
+        [pending, "pending", "t1", "2"],
+        [dead, "dead", "t2", "1"],
+    ]
+    found = json.loads(run("dlq", "list", folder, "--state", "dead", "--json").stdout)
+    assert [(file["name"], file["envelope"]["reason"]) for file in found] == [(dead, "refused")]
+    out = run("dlq", "show", folder, pending, "-f", "ndjson").stdout
+    assert [json.loads(line)["entity_id"] for line in out.splitlines()] == ["1", "2"]
+    assert "no dead letters" in run("dlq", "list", folder, "-s", "processing").stderr
+
+
+def test_a_damaged_envelope_is_listed(letters):
+    folder, pending, _ = letters
+    (folder / "dlq" / f"{pending}.batch").write_bytes(b"garbage\n")
+    assert "damaged" in run("dlq", "list", folder).stdout
+
+
+def test_dead_letters_are_requeued(letters):
+    folder, pending, dead = letters
+    assert "not dead" in run("dlq", "requeue", folder, pending, status=1).stderr
+    assert "1 files" in run("dlq", "requeue", folder, "--all").stderr
+    found = json.loads(run("dlq", "list", folder, "--json").stdout)
+    assert {file["name"]: file["state"] for file in found} == {pending: "pending", dead: "pending"}
+
+
+def test_dead_letters_are_deleted_after_a_question(letters):
+    folder, pending, dead = letters
+    assert run("dlq", "delete", folder, pending, input="n\n", status=1)
+    assert (
+        "2 files with 3 events" in run("dlq", "delete", folder, pending, dead, input="y\n").output
+    )
+    assert json.loads(run("dlq", "list", folder, "--json").stdout) == []
+
+
+def test_dead_letters_are_inserted_now(tmp_path, letters, url):
+    folder, _, dead = letters
+    store(tmp_path)
+    assert "2 events" in run("dlq", "retry", folder, url, "--all").stderr
+    assert "1 events" in run("dlq", "retry", folder, url, dead).stderr
+    out = run("query", url, "--all-tenants", "-f", "ndjson").stdout
+    assert sorted(json.loads(line)["entity_id"] for line in out.splitlines()) == ["1", "2", "3"]
+    assert "no dead letters" in run("dlq", "list", folder).stderr
+
+
+def test_a_file_that_a_service_works_on_is_left_to_it(tmp_path, letters, url):
+    folder, pending, _ = letters
+    store(tmp_path)
+    claim = DeadLetterQueue(folder / "dlq", DlqOptions()).claim(pending, "pending")
+    assert "retried just now" in run("dlq", "delete", folder, pending, "-y", status=1).stderr
+    assert "1 files are left" in run("dlq", "retry", folder, url, pending, status=1).stderr
+    claim.put_back()
+    run("dlq", "delete", folder, pending, "-y")
+
+
+def test_a_live_service_s_log_is_shown_and_stays_its_own(tmp_path, make_trail, make_logger):
+    adapter = MemoryAdapter()
+    adapter.gate.clear()
+    trail = make_trail(adapter=adapter, mode="durable")
+    audit = AuditLogger(make_logger(trail.handler))
+    for number in range(3):
+        audit.fire("a", tenant_id="t1", entity_id=str(number))
+    folder = tmp_path / "data" / "test"
+    (found,) = json.loads(run("wal", folder, "-f", "json").stdout)
+    assert (found["alive"], found["segment"], found["events"]) == (True, "current.aof", 3)
+    assert " yes " in run("wal", folder).stdout
+    out = run("wal", folder, "--events", "-f", "ndjson").stdout
+    assert [json.loads(line)["entity_id"] for line in out.splitlines()] == ["0", "1", "2"]
+    figures = json.loads(run("stats", folder, "--json").stdout)
+    assert (figures["wal_processes"], figures["wal_abandoned"], figures["wal_events"]) == (1, 0, 3)
+    adapter.gate.set()
+    audit.fire("a", tenant_id="t1", entity_id="3")
+    assert trail.flush(20)
+    trail.shutdown()
+    assert len(adapter.events) == 4
+    assert "nothing waits" in run("wal", folder).stderr
+
+
+def test_a_dead_process_s_log_is_told_from_a_live_one_s(tmp_path, url):
+    code = (
+        "import os, logging\n"
+        "from logbun_logging import AuditTrail\n"
+        "trail = AuditTrail(namespace='app', mode='durable', data_dir='data',"
+        " adapter='sqlite:///none/audit.db')\n"
+        "logging.getLogger().addHandler(trail.handler)\n"
+        "logging.warning('left', extra={'tenant_id': 't1'})\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    folder = tmp_path / "data" / "app"
+    with next(folder.rglob("current.aof")).open("ab") as file:
+        file.write(b"torn")
+    (found,) = json.loads(run("wal", folder, "-f", "json").stdout)
+    assert (found["alive"], found["events"], found["damaged"]) == (False, 1, 1)
+    assert "wal_abandoned" in run("stats", folder).stdout
+    # Whoever retries brings that in as well.
+    queue = DeadLetterQueue(folder / "dlq", DlqOptions())
+    queue.put("t1", [encode_event(event(1))], "down")
+    store(tmp_path)
+    run("dlq", "retry", folder, url, "--all")
+    adapter = SQLiteAdapter(tmp_path / "audit.db")
+    found = adapter.query(ALL_TENANTS, make_filters(), Pagination(limit=10))
+    adapter.close()
+    assert sorted(e.action for e in found) == ["course.created", "left"]
+    figures = json.loads(run("stats", folder, "--json").stdout)
+    assert (figures["wal_segments"], figures["corrupt_files"]) == (0, 1)
+
+
+# ── the program ──
+
+
+@pytest.mark.parametrize("program", [[SCRIPT], [sys.executable, "-m", "logbun_logging"]])
+def test_the_program_runs(tmp_path, filled, url, program):
+    done = subprocess.run(
+        [*program, "query", url, "-t", "t2", "-f", "ndjson"], capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)["entity_id"] == "20"
+    done = subprocess.run([*program, "query", "x"], capture_output=True, check=False)
+    assert done.returncode == 2
+
+
+def test_who_reads_only_the_first_lines_is_no_error(tmp_path, url):
+    store(tmp_path, *(event(number) for number in range(3000)))
+    done = subprocess.run(
+        f"'{SCRIPT}' query '{url}' -t t1 -n 0 -f ndjson | head -n 1",
+        shell=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.count(b"\n") == 1
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_the_program_says_what_it_needs(missing):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from logbun_logging.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert done.returncode == 1
+    assert 'pip install "logbun-logging[cli]"' in done.stderr
+    assert "Traceback" not in done.stderr
