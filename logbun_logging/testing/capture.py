@@ -1,8 +1,9 @@
 """Takes audit events away from their pipelines for as long as a test runs.
 
-The methods by which every handler hands its records over are replaced, on their classes, so it does
-not matter when and how the application makes its handlers. What comes before still happens: levels,
-filters, context, redaction, encoding. What comes after does not: no thread, no file, no database.
+The methods by which every handler hands its records over are replaced, on their classes, and the
+shorter ways round them are hidden, so it does not matter when and how the application makes its
+handlers. What comes before still happens: levels, filters, context, redaction, encoding. What comes
+after does not: no thread, no file, no database.
 """
 
 from __future__ import annotations
@@ -47,7 +48,28 @@ def capture_events() -> Iterator[AuditLog]:
         for owner, replacements in capture.replacements().items():
             for name, method in replacements.items():
                 stack.enter_context(patch.object(owner, name, method))
+        for name in ("_take_record", "take_call"):
+            hidden = patch.object(AuditQueueHandler, name, _Hidden(name), create=True)
+            stack.enter_context(hidden)
         yield capture.log
+
+
+class _Hidden:
+    """Hides an attribute that handlers have: a running pipeline's own way in.
+
+    Args:
+        name: the attribute's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, handler: object, owner: type) -> None:
+        """Return None, as for a pipeline that does not run."""
+
+    def __set__(self, handler: object, value: object) -> None:
+        """Keep what is set for afterwards."""
+        vars(handler)[self._name] = value
 
 
 class _Capture:
@@ -118,6 +140,7 @@ class _Capture:
         handler = _AttachedHandler(trail=trail)
         logger.addHandler(handler)
         self._stack.callback(handler.close)
+        self._stack.callback(trail.shutdown)
         self._stack.callback(logger.removeHandler, handler)
         self._stack.callback(logger.setLevel, logger.level)
         logger.setLevel(level)

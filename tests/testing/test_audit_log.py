@@ -206,16 +206,41 @@ def test_an_attached_logger_with_a_handler_of_its_own_is_captured_once(
     audit_log.assert_logged("course.created", times=1)
 
 
-def test_afterwards_everything_goes_where_it_went_before(make_trail, make_logger):
-    trail = make_trail()
+@pytest.mark.parametrize("mode", ["volatile", "durable"])
+def test_afterwards_everything_goes_where_it_went_before(make_trail, make_logger, mode):
+    trail = make_trail(mode=mode)
     logger = make_logger(trail.handler)
-    logger.info("before")
-    with capture_events() as audit_log:
-        logger.info("during")
-    logger.info("after")
+    audit = AuditLogger(logger)
+    for log in (logger.info, audit.fire):
+        log("before")
+        with capture_events() as audit_log:
+            log("during")
+            log("during.too")
+        log("after")
+        assert [event.action for event in audit_log.events] == ["during", "during.too"]
     assert trail.flush()
-    assert [event.action for event in trail.query().logs] == ["after", "before"]
-    assert [event.action for event in audit_log.events] == ["during"]
+    assert [event.action for event in trail.query().logs] == ["after", "before"] * 2
+
+
+def test_a_trail_that_starts_meanwhile_works_afterwards(make_trail, make_logger):
+    trail = make_trail()
+    audit = AuditLogger(make_logger(trail.handler))
+    with capture_events():
+        audit.fire("during")
+        trail.pipeline.start()
+        audit.fire("during")
+    assert trail.handler.take_call is not None
+    audit.fire("after")
+    assert trail.flush()
+    assert [event.action for event in trail.query().logs] == ["after"]
+
+
+def test_an_attached_trail_is_gone_afterwards(make_logger):
+    with capture_events() as audit_log:
+        audit_log.attach(make_logger())
+    with pytest.raises(LookupError) as caught:
+        get_trail("audit_log")
+    assert "audit_log_" not in str(caught.value)  # it lists those that there are
 
 
 def test_threads_are_captured(audit_log, make_trail, make_logger, nowhere):
