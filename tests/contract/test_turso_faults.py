@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
 
 from logbun_logging import AdapterUnavailableError, RejectedEventsError
-from logbun_logging.adapters import TursoAdapter
+from logbun_logging.adapters import TursoAdapter, turso_drivers
 from logbun_logging.query import ALL_TENANTS, Pagination, make_filters
 from logbun_logging.testing import samples
 from logbun_logging.testing.contract import logger_of, newest_first, read
 from tests.contract import sqld
+from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_row
 from tests.fakes import wait_until
 from tests.test_forking import in_a_child
 
@@ -191,6 +193,56 @@ def _alive(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+# ── several at once ──
+
+
+@every_way
+def test_several_processes_may_migrate_an_older_table_at_once(server, scheme, driver):
+    def migrate(_):
+        adapter = TursoAdapter(server.url(scheme), driver=driver, timeout=15)
+        adapter.init()
+        found = read(adapter)
+        adapter.close()
+        return found
+
+    old = old_events()
+    server.run(OLDER_TABLES["no key"], *((INSERT, *old_row(event)) for event in old))
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(migrate, range(4))) == [newest_first(old)] * 4
+
+
+@every_way
+def test_a_write_that_waits_for_others_waits_no_longer_than_it_may(server, scheme, driver):
+    adapter = TursoAdapter(server.url(scheme), driver=driver, timeout=2)
+    adapter.init()
+    server.pause()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            jobs = [pool.submit(adapter.bulk_insert, "t", events(1)) for _ in range(4)]
+            errors = [job.exception() for job in jobs]
+    finally:
+        server.resume()
+    assert all(isinstance(error, AdapterUnavailableError) for error in errors)
+    assert any("other writes took all of timeout=2 s" in str(error) for error in errors)
+    adapter.close()
+
+
+def test_a_statement_that_the_server_has_interrupted_is_run_again():
+    answers = [turso_drivers.StatementError("SQLITE_INTERRUPT", "interrupted"), [[]]]
+
+    class Interrupted:
+        def run(self, statements, timeout):
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    adapter = TursoAdapter("http://127.0.0.1:1")
+    adapter._driver = Interrupted()  # no server does it when it is asked to
+    assert read(adapter) == []
+    assert answers == []
 
 
 # ── sizes ──
