@@ -17,7 +17,7 @@ trail = AuditTrail(
     namespace="durable",
     mode="durable",
     adapter="sqlite:///.logbun/audit.db",
-    batching={"flush_interval": 600},
+    batching={"flush_interval": 600, "max_size": 10_000, "max_queue_size": 20_000},
     retry={"scan_interval": 0.5},
 )
 audit_logger = logging.getLogger("audit")

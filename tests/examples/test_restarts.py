@@ -15,7 +15,7 @@ import pytest
 from tests.examples.commands import serve
 from tests.examples.test_tenants import headers
 from tests.fakes import wait_until
-from tests.servers import rows
+from tests.servers import wait_for_rows
 
 GUNICORN = f"gunicorn --workers 4 --pythonpath {Path(__file__).parent} durable_app:app"
 
@@ -68,11 +68,16 @@ def load(client, threads=6):
             thread.join(60)
 
 
+def audited(folder):
+    """Return the number of the request of each row."""
+    return [int(row["entity_id"]) for row in wait_for_rows(folder / ".logbun/audit.db", 0)]
+
+
 def check(folder, answered, per_request=1):
     """Check that each answered request has its rows, and no request has more."""
-    audited = [int(row["entity_id"]) for row in rows(folder / ".logbun/audit.db")]
-    assert not {*answered} - {*audited}
-    assert len(audited) == len({*audited}) * per_request
+    found = audited(folder)
+    assert not {*answered} - {*found}
+    assert len(found) == len({*found}) * per_request
 
 
 WORKERS = {
@@ -128,12 +133,12 @@ def test_what_a_killed_worker_has_audited_is_delivered_by_a_surviving_one(option
             assert wait_until(lambda: len(clients.workers()) >= 2, 60)
         victim = min(clients.workers())
         theirs = {number for number, pid in clients.answered.items() if pid == victim}
-        assert not rows(tmp_path / ".logbun/audit.db")
+        assert not audited(tmp_path)
         os.kill(victim, signal.SIGKILL)
 
         def delivered():
             client.post("/flush")
-            return theirs <= {int(row["entity_id"]) for row in rows(tmp_path / ".logbun/audit.db")}
+            return theirs <= {*audited(tmp_path)}
 
         assert wait_until(delivered, 60)
 

@@ -255,6 +255,7 @@ def test_flask_behind_one_gunicorn_worker(serve_wsgi):
             *AGENT.items(),
             ("x-forwarded-for", "6.6.6.6"),
             ("x-forwarded-for", "10.1.1.1"),
+            ("x_forwarded_for", "6.6.6.6"),  # the same name to CGI: gunicorn drops it
         ]
         assert client.get("/context", headers=forwarded).json()["ip_address"] == "10.1.1.1"
         mounted = client.get("/mounted/context", headers=tenant).json()
