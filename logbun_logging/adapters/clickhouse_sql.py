@@ -74,7 +74,6 @@ _ID: Final = COLUMNS.index("id")
 _TIME: Final = COLUMNS.index("created_at")
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.decode
 
@@ -223,9 +222,10 @@ def to_micros(moment: str | datetime) -> int:
     """
     try:
         parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-        return (parsed - _EPOCH) // _MICROSECOND
+        since = parsed - _EPOCH
     except (TypeError, AttributeError) as error:
         raise ValueError(f"not a time in UTC: {moment!r}") from error
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def _to_text(micros: int) -> str:
@@ -233,23 +233,24 @@ def _to_text(micros: int) -> str:
     return f"{moment.isoformat(timespec='microseconds')}Z"
 
 
-def to_columns(events: Sequence[AuditEvent]) -> list[list[Any]]:
+def to_columns(events: Sequence[AuditEvent]) -> list[Sequence[Any]]:
     """Return the values of *events* by column, objects as JSON text.
 
     Raises:
         RejectedEventsError: an event has a value that its column cannot hold.
     """
     try:
-        return [_column(name, [getattr(event, name) for event in events]) for name in COLUMNS]
+        columns = zip(*map(msgspec.structs.astuple, events), strict=True)
+        return [_column(name, values) for name, values in zip(COLUMNS, columns, strict=True)]
     except (TypeError, ValueError, msgspec.MsgspecError) as error:
         raise RejectedEventsError(str(error)) from error
 
 
-def _column(name: str, values: list[Any]) -> list[Any]:
+def _column(name: str, values: Sequence[Any]) -> Sequence[Any]:
     if name == "created_at":
         return [to_micros(value) for value in values]
     if name in _JSON_COLUMNS:
-        return [None if value is None else _encode(value).decode() for value in values]
+        return [None if value is None else _encode(value) for value in values]
     kinds = {str} if name in _REQUIRED else {str, type(None)}
     if not kinds.issuperset(map(type, values)):
         wrong = next(value for value in values if type(value) not in kinds)

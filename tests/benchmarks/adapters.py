@@ -22,9 +22,15 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from logbun_logging.adapters import SQLiteAdapter, TursoAdapter, sql
+from logbun_logging.adapters import (
+    ClickHouseAdapter,
+    SQLiteAdapter,
+    TursoAdapter,
+    clickhouse_sql,
+    sql,
+)
 from logbun_logging.testing import samples
-from tests.contract import sqld
+from tests.contract import clickhouse_http, sqld
 
 #: Batch size to the number of batches in a round.
 SIZES = {100: 50, 1_000: 20, 10_000: 3}
@@ -138,11 +144,67 @@ class LibSQLProcess(LibSQL):
         self.connection.commit()
 
 
+class Chdb(Backend):
+    def adapter(self):
+        return ClickHouseAdapter(path=self.folder / "chdb")
+
+    def rows(self, events):
+        return list(zip(*clickhouse_sql.to_columns(events), strict=True))
+
+    def open_bare(self):
+        import clickhouse_connect
+
+        self.client = clickhouse_connect.get_client(
+            interface="chdb", path=str(self.folder / "chdb"), database="default"
+        )
+
+    def bare(self, rows):
+        self.client.insert(
+            "audit_logs",
+            rows,
+            column_names=clickhouse_sql.COLUMNS,
+            column_type_names=list(clickhouse_sql.COLUMN_TYPES.values()),
+        )
+
+    def close_bare(self):
+        self.client.close()
+
+
+class ClickHouseHTTP(Chdb):
+    """The tests' endpoint: what it adds is the same for the adapter and the driver."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.server = clickhouse_http.ClickHouseServer(folder)
+        self.server.start()
+        self.login = {
+            "host": "127.0.0.1",
+            "port": self.server.port,
+            "username": clickhouse_http.USER,
+            "password": clickhouse_http.PASSWORD,
+        }
+
+    def end(self):
+        self.server.stop()
+
+    def adapter(self):
+        return ClickHouseAdapter(**self.login)
+
+    def open_bare(self):
+        import clickhouse_connect
+
+        self.client = clickhouse_connect.get_client(
+            **self.login, compress="lz4", autogenerate_session_id=False
+        )
+
+
 BACKENDS: dict[str, type[Backend]] = {
     "sqlite": SQLite,
     "libsql-http": LibSQL,
     "libsql-ws": LibSQLWebSocket,
     "libsql-process": LibSQLProcess,
+    "chdb": Chdb,
+    "clickhouse-http": ClickHouseHTTP,
 }
 
 
