@@ -15,16 +15,23 @@ from datetime import datetime
 from typing import Any, Final
 
 from logbun_logging.adapters.base import PruneReport
-from logbun_logging.adapters.clickhouse_sql import Layout, is_month, month_end, to_micros
+from logbun_logging.adapters.clickhouse_sql import (
+    Layout,
+    is_month,
+    month_end,
+    tenant_key,
+    tenant_of,
+    to_micros,
+)
 
 __all__ = ["Pruning"]
 
-_POSITION: Final = "indexOf({tenants:Array(String)}, assumeNotNull(tenant_id))"
+_POSITION: Final = "indexOf({tenants:Array(String)}, tenant_id)"
 _OF_TENANTS: Final = "tenant_id IN {tenants:Array(String)}"
 _EXPIRED: Final = (
     f"toUnixTimestamp64Micro(created_at) < arrayElement({{limits:Array(Int64)}}, {_POSITION})"
 )
-_OF_OTHERS: Final = f"(tenant_id IS NULL OR NOT {_OF_TENANTS})"
+_OF_OTHERS: Final = f"NOT {_OF_TENANTS}"
 
 
 @dataclass(slots=True)
@@ -32,8 +39,8 @@ class _Month:
     """The rows of one month: all, and those of each tenant with days of its own, and expired."""
 
     rows: int
-    tenants: dict[str, int]
-    expired: dict[str, int]
+    tenants: dict[str | None, int]
+    expired: dict[str | None, int]
 
     @property
     def others(self) -> int:
@@ -65,7 +72,7 @@ class Pruning:
         self._query = query
         self._command = command
         self._values: dict[str, Any] = {
-            "tenants": list(tenants),
+            "tenants": [tenant_key(tenant) for tenant in tenants],
             "limits": [to_micros(moment) for moment in tenants.values()],
         }
         self._report: Counter[str | None] = Counter(dict.fromkeys(tenants, 0))
@@ -99,10 +106,10 @@ class Pruning:
                 f"WHERE {_OF_TENANTS} GROUP BY _partition_id, tenant_id",
                 self._values,
             )
-            for name, tenant, rows, expired in found:
+            for name, key, rows, expired in found:
                 if str(name) in months:
-                    months[str(name)].tenants[tenant] = rows
-                    months[str(name)].expired[tenant] = expired
+                    months[str(name)].tenants[tenant_of(key)] = rows
+                    months[str(name)].expired[tenant_of(key)] = expired
         return months
 
     def _prune_expired_month(self, name: str, month: _Month, *, dry_run: bool) -> None:

@@ -7,6 +7,8 @@ merges, some time later; until then :func:`select_page` passes over the copies, 
 side in the order of a page.
 
 ``created_at`` goes in and out as whole microseconds: no text is parsed in anybody's time zone.
+``tenant_id`` is not Nullable, because a cluster finds a tenant's shard by it only then; an empty
+text stands for no tenant.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ __all__ = [
     "month_end",
     "quoted",
     "select_page",
+    "tenant_key",
+    "tenant_of",
     "to_columns",
     "to_micros",
 ]
@@ -43,6 +47,7 @@ _SPECIAL: Final = {
     "created_at": "DateTime64(6, 'UTC')",
     "action": "LowCardinality(String)",
     "actor_id": "String",
+    "tenant_id": "String",  # see tenant_key
     # A dictionary pays where there are few different values; others compress better as they are.
     "entity_type": "LowCardinality(Nullable(String))",
     "outcome": "LowCardinality(Nullable(String))",
@@ -60,11 +65,7 @@ _BLOOM_FILTERS: Final = ("actor_id", "entity_id", "request_id")
 
 #: Settings of a table of our own. An insert that was acknowledged is synced to the disk, because
 #: the write-ahead log lets go of it then; the window lets a retry of the same insert do nothing.
-_TABLE_SETTINGS: Final = {
-    "allow_nullable_key": 1,
-    "fsync_after_insert": 1,
-    "fsync_part_directory": 1,
-}
+_TABLE_SETTINGS: Final = {"fsync_after_insert": 1, "fsync_part_directory": 1}
 _DEDUPLICATION_WINDOW: Final = 1000
 
 _NAMES: Final = ", ".join(
@@ -72,6 +73,7 @@ _NAMES: Final = ", ".join(
 )
 _ID: Final = COLUMNS.index("id")
 _TIME: Final = COLUMNS.index("created_at")
+_TENANT: Final = COLUMNS.index("tenant_id")
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
@@ -148,8 +150,8 @@ class Layout:
             + ", ".join(f"{name} = {value}" for name, value in settings.items())
         ]
         if self.cluster:
-            shard = "cityHash64(ifNull(tenant_id, ''))"
-            target = f"'{self.cluster}', '{self.database}', '{self.local_name}', {shard}"
+            names = (self.cluster, self.database, self.local_name)
+            target = ", ".join([*(f"'{name}'" for name in names), "cityHash64(tenant_id)"])
             statements.append(
                 f"CREATE TABLE IF NOT EXISTS {self.table}{self._on_cluster} AS {self.local}\n"
                 f"ENGINE = Distributed({target})"
@@ -214,6 +216,23 @@ def month_end(month: str) -> datetime:
     return datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
 
 
+def tenant_key(tenant_id: str | None) -> str:
+    """Return what stands for a tenant: itself, but an empty text for None.
+
+    One that is empty, or begins with the character NUL, has a NUL in front.
+    """
+    if tenant_id is None:
+        return ""
+    return f"\0{tenant_id}" if not tenant_id or tenant_id[0] == "\0" else tenant_id
+
+
+def tenant_of(key: str) -> str | None:
+    """Return the tenant that :func:`tenant_key` has made *key* of."""
+    if not key:
+        return None
+    return key[1:] if key[0] == "\0" else key
+
+
 def to_micros(moment: str | datetime) -> int:
     """Return a moment as microseconds since 1970.
 
@@ -255,7 +274,7 @@ def _column(name: str, values: Sequence[Any]) -> Sequence[Any]:
     if not kinds.issuperset(map(type, values)):
         wrong = next(value for value in values if type(value) not in kinds)
         raise TypeError(f"{name}={wrong!r:.100}: allowed is a string")
-    return values
+    return [tenant_key(value) for value in values] if name == "tenant_id" else values
 
 
 def _from_row(row: Sequence[Any]) -> AuditEvent:
@@ -264,6 +283,7 @@ def _from_row(row: Sequence[Any]) -> AuditEvent:
         for name, value in zip(COLUMNS, row, strict=True)
     ]
     values[_TIME] = _to_text(values[_TIME])
+    values[_TENANT] = tenant_of(values[_TENANT])
     return AuditEvent(*values)
 
 
@@ -316,11 +336,9 @@ def _place(cursor: tuple[str, str]) -> tuple[int, str]:
 def _conditions(tenant_id: TenantScope, filters: Filters) -> tuple[list[str], dict[str, Any]]:
     where: list[str] = []
     values: dict[str, Any] = {}
-    if tenant_id is None:
-        where.append("tenant_id IS NULL")
-    elif not isinstance(tenant_id, AllTenants):
+    if not isinstance(tenant_id, AllTenants):
         where.append("tenant_id = {tenant_id:String}")
-        values["tenant_id"] = tenant_id
+        values["tenant_id"] = tenant_key(tenant_id)
     for name, value in filters.equal:
         where.append(f"{name} = {{{name}:String}}")
         values[name] = value

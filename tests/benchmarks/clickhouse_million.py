@@ -5,7 +5,7 @@
     python -m tests.benchmarks.clickhouse_million
 
 The engine is chdb, in this process, on this machine's disk. Events go in through the adapter, a
-thousand at a time, for a hundred tenants over five months; copies of a hundredth of them go in
+ten thousand at a time, for a hundred tenants over five months; copies of a hundredth of them go in
 again, as retries would bring them. Times are medians of several runs, in milliseconds.
 """
 
@@ -28,7 +28,7 @@ from logbun_logging.testing import samples
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 150
-BATCH = 1000
+BATCH = 10_000
 TENANTS = 100
 RUNS = 7
 

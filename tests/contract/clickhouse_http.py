@@ -9,6 +9,10 @@ engine; rows come back as they went in; and the adapter stands a server that is 
 killed, or refuses a password. What they do not prove: anything that ClickHouse's own HTTP server,
 access rights, Keeper, replication or the collecting of asynchronous inserts do, for here is none of
 it. The password is checked against a file, and ``async_insert`` is accepted and has no effect.
+
+The engine knows two clusters: ``one`` has one shard and ``two`` has two, all of them this process.
+``ON CLUSTER`` and the replicated engine need Keeper, so they are taken out of statements here;
+the ``Distributed`` table is real, and so are the inserts and queries that go through it.
 """
 
 from __future__ import annotations
@@ -40,6 +44,18 @@ TRANSPORT = {
     # The engine would look for a queue that only a server has.
     *("async_insert", "wait_for_async_insert"),
 }
+SHARD = (
+    "<shard><internal_replication>true</internal_replication><replica>"
+    "<host>127.0.0.1</host><port>9000</port></replica></shard>"
+)
+#: A replica of our own address and port is no connection but this engine; nobody listens there.
+CONFIG = (
+    f"<clickhouse><tcp_port>9000</tcp_port><remote_servers><one>{SHARD}</one>"
+    f"<two>{SHARD}{SHARD}</two></remote_servers></clickhouse>"
+)
+NEEDS_KEEPER = re.compile(
+    r" ON CLUSTER `\w+`|Replicated(?=ReplacingMergeTree\()|'/clickhouse/tables.*?'[^)]*"
+)
 INSERT = re.compile(rb"\s*(INSERT\s+INTO\s.+?)\s+FORMAT\s+(\w+)\n", re.IGNORECASE | re.DOTALL)
 ERROR_CODE = re.compile(r"Code: (\d+)")
 
@@ -98,7 +114,8 @@ class Handler(BaseHTTPRequestHandler):
                 for name, value in given.items()
                 if name.startswith("param_")
             }
-            result = connection.query(statement.decode(), "TabSeparated", params=parameters)
+            text = NEEDS_KEEPER.sub("", statement.decode())
+            result = connection.query(text, "TabSeparated", params=parameters)
             found = result.bytes() or b""
             return found, {"X-ClickHouse-Format": "TabSeparated"} if found else {}
         finally:
@@ -160,8 +177,10 @@ class Endpoint(ThreadingHTTPServer):
 def serve(folder, port):
     import chdb
 
+    (folder / "config.xml").write_text(CONFIG)
+
     def connect():
-        return chdb.connect(str(folder / "data"))
+        return chdb.connect(f"{folder / 'data'}?config-file={folder / 'config.xml'}")
 
     keeper = connect()  # with the last connection the engine would end
     keeper.query("SELECT 1", "TabSeparated")

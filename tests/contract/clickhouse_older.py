@@ -7,13 +7,13 @@ from logbun_logging.testing import samples
 OLDER_TABLES = {
     "fewer columns": (
         "CREATE TABLE audit_logs (id String, created_at DateTime64(6, 'UTC'), action String, "
-        "actor_id String, tenant_id Nullable(String), metadata Nullable(String)) "
+        "actor_id String, tenant_id String, metadata Nullable(String)) "
         "ENGINE = ReplacingMergeTree PARTITION BY toYYYYMM(created_at) "
-        "ORDER BY (tenant_id, created_at, id) SETTINGS allow_nullable_key = 1"
+        "ORDER BY (tenant_id, created_at, id)"
     ),
     "an engine that keeps copies, and a column of somebody else's": (
         "CREATE TABLE audit_logs (metadata Nullable(String), comment String, "
-        "tenant_id Nullable(String), id String, actor_id String, action String, "
+        "tenant_id String, id String, actor_id String, action String, "
         "created_at DateTime64(6, 'UTC')) ENGINE = MergeTree ORDER BY created_at"
     ),
 }
@@ -27,7 +27,7 @@ def make_older_table(run, statement):
     ]
     run(statement)
     for event in events:
-        tenant = "NULL" if event.tenant_id is None else f"'{event.tenant_id}'"
+        tenant = f"'{event.tenant_id or ''}'"
         metadata = "NULL" if event.metadata is None else """'{"a": 1}'"""
         run(
             "INSERT INTO audit_logs (id, created_at, action, actor_id, tenant_id, metadata) "

@@ -41,7 +41,7 @@ def test_the_rows_are_in_replicated_tables_on_every_server(parse):
     )
     assert engine in text
     assert "PARTITION BY toYYYYMM(created_at) ORDER BY (tenant_id, created_at, id)" in text
-    assert "TTL created_at + toIntervalDay(400) SETTINGS allow_nullable_key = 1" in text
+    assert "TTL created_at + toIntervalDay(400) SETTINGS fsync_after_insert = 1" in text
     for name in COLUMNS:
         assert f"`{name}` " in text
 
@@ -50,8 +50,7 @@ def test_a_distributed_table_sends_each_tenant_to_one_shard(parse):
     _, distributed = CLUSTER.create_tables(retention_days=None)
     assert parse(distributed) == (
         "CREATE TABLE IF NOT EXISTS audit.audit_logs ON CLUSTER main AS audit.audit_logs_local "
-        "ENGINE = Distributed('main', 'audit', 'audit_logs_local', "
-        "cityHash64(ifNull(tenant_id, '')))"
+        "ENGINE = Distributed('main', 'audit', 'audit_logs_local', cityHash64(tenant_id))"
     )
 
 

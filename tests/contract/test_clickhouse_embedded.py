@@ -151,6 +151,18 @@ def test_events_of_hundreds_of_months_go_in_at_once(adapter):
     assert read(adapter, "t") == newest_first(events)
 
 
+@pytest.mark.parametrize("tenant", [None, "", "\0", "\0a"])
+def test_no_tenant_is_none_of_those_whose_name_is_empty(adapter, tenant):
+    events = {name: aged(1, name) for name in (None, "", "\0", "\0a", "a")}
+    adapter.bulk_insert_many(list(events.items()))
+    assert read(adapter, tenant) == events[tenant]
+    assert adapter.prune(None, tenants={"": 1, "\0": 1}, now=NOW + timedelta(days=9)) == {
+        "": 1,
+        "\0": 1,
+    }
+    assert len(read(adapter)) == 3
+
+
 # ── retention ──
 
 

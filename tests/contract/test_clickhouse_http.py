@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from contextlib import contextmanager
 
 import pytest
 
 from logbun_logging import AdapterUnavailableError, AuditTrail
 from logbun_logging.adapters import ClickHouseAdapter
-from logbun_logging.testing import ServerContract, samples
+from logbun_logging.adapters.clickhouse_sql import tenant_key
+from logbun_logging.testing import AdapterContract, ServerContract, samples
 from logbun_logging.testing.contract import logger_of, newest_first, read
 from tests.contract.clickhouse_http import PASSWORD, USER, ClickHouseServer
 from tests.contract.clickhouse_older import OLDER_TABLES, make_older_table
@@ -31,6 +33,7 @@ def clickhouse(tmp_path_factory):
 @pytest.fixture
 def server(clickhouse):
     clickhouse.run("DROP TABLE IF EXISTS audit_logs SYNC")
+    clickhouse.run("DROP TABLE IF EXISTS audit_logs_local SYNC")
     yield clickhouse
     clickhouse.let_in(PASSWORD)
 
@@ -63,9 +66,44 @@ class TestClickHouseOverHTTP(ServerContract):
     def denied_adapter(self, make_adapter):
         return make_adapter(password="wrong")
 
+    @pytest.fixture
+    def revoked(self, server):
+        @contextmanager
+        def refuse():
+            server.let_in("another")
+            yield
+            server.let_in(PASSWORD)
+
+        return refuse()
+
     @pytest.fixture(params=OLDER_TABLES.values(), ids=OLDER_TABLES)
     def older_table(self, request, server):
         return lambda: make_older_table(server.run, request.param)
+
+
+class TestClickHouseCluster(AdapterContract):
+    """Through the distributed table; see ``clickhouse_http`` for what is not real of it."""
+
+    prunes_rows = False
+    # A thousand queries, whose conditions are the same as without a cluster.
+    test_every_filter_finds_what_it_names_newest_first = None
+
+    @pytest.fixture
+    def make_adapter(self, make_adapter):
+        return lambda: make_adapter(cluster="one")
+
+
+@pytest.mark.parametrize("tenant", ["t1", "org/acme"])
+def test_a_tenant_s_shard_is_the_only_one_that_is_asked(make_adapter, server, tenant):
+    # Both shards of this cluster are the same table, so a query that asks both counts twice.
+    adapter = make_adapter(cluster="two")
+    adapter.init()
+    adapter.bulk_insert(tenant, [samples.encode("a", tenant_id=tenant)])
+    of_tenant = "SELECT count() FROM default.audit_logs WHERE tenant_id = {tenant:String}"
+    assert adapter._query(of_tenant, {"tenant": tenant_key(tenant)}) == [(1,)]
+    assert adapter._query("SELECT count() FROM default.audit_logs", {}) == [(2,)]
+    assert len(read(adapter, tenant)) == 1
+    adapter.close()
 
 
 def test_a_password_that_is_changed_meanwhile_is_an_outage_until_it_is_changed_back(
