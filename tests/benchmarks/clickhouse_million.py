@@ -4,7 +4,7 @@
 
     python -m tests.benchmarks.clickhouse_million
 
-The engine is chdb, in this process, on this machine's disk. Events go in through the adapter, a
+The engine is chdb, in this process, on this machine's disk. Events go in through the adapter,
 ten thousand at a time, for a hundred tenants over five months; copies of a hundredth of them go in
 again, as retries would bring them. Times are medians of several runs, in milliseconds.
 """

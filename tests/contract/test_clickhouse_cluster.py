@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +122,14 @@ def test_an_insert_into_a_cluster_waits_for_the_shards():
     settings = ClickHouseAdapter(host="db", cluster="main")._insert_settings([])
     assert settings["insert_distributed_sync"] == 1
     assert settings["wait_for_async_insert"] == 1
+
+
+def test_the_documentation_shows_what_is_sent():
+    page = (Path(__file__).parents[2] / "docs" / "clickhouse.md").read_text()
+    shown = re.findall(r"^```sql\n(.*?)\n```", page, re.DOTALL | re.MULTILINE)
+    local, distributed = CLUSTER.create_tables(retention_days=400)
+    columns = re.compile(r"\(\n    .*?\n\)", re.DOTALL)
+    assert shown == [
+        *SINGLE.create_tables(retention_days=None),
+        columns.sub("(\n    …\n)", local) + "\n\n" + distributed,
+    ]
