@@ -66,6 +66,7 @@ def adapter(make_adapter):
 
 
 class TestEmbeddedClickHouse(AdapterContract):
+    shares_database = False  # several adapters may, but of one process only
     prunes_rows = False
 
     @pytest.fixture
