@@ -241,6 +241,8 @@ def select_page(
         statement, parameters = _ordered(where + extra), [*values, *more]
     elif not actions:
         return []
+    elif len(actions) == 1:
+        statement, parameters = _ordered([*where, "action = ?"]), [*values, actions[0]]
     else:
         # One ordered run for each action, merged: an IN list would sort every match.
         part = f"SELECT * FROM ({_ordered([*where, 'action = ?'])})"
