@@ -30,7 +30,7 @@ from logbun_logging.adapters import (
     sql,
 )
 from logbun_logging.testing import samples
-from tests.contract import clickhouse_http, sqld
+from tests.contract import clickhouse_http, postgres, sqld
 
 #: Batch size to the number of batches in a round.
 SIZES = {100: 50, 1_000: 20, 10_000: 3}
@@ -198,8 +198,38 @@ class ClickHouseHTTP(Chdb):
         )
 
 
+class Postgres(Backend):
+    """The documentation's adapter; the bare driver's executemany pipelines its statements."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.server = postgres.PostgresServer(postgres.binaries())
+        self.server.start()
+
+    def end(self):
+        self.server.remove()
+
+    def adapter(self):
+        return postgres.load_example().PostgresAdapter(self.server.dsn())
+
+    def open_bare(self):
+        import psycopg
+
+        self.connection = psycopg.connect(self.server.dsn())
+
+    def bare(self, rows):
+        marks = ", ".join(["%s"] * len(sql.COLUMNS))
+        statement = f"INSERT INTO audit_logs ({', '.join(sql.COLUMNS)}) VALUES ({marks})"
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            cursor.executemany(f"{statement} ON CONFLICT (id) DO NOTHING", rows)
+
+    def close_bare(self):
+        self.connection.close()
+
+
 BACKENDS: dict[str, type[Backend]] = {
     "sqlite": SQLite,
+    "postgres": Postgres,
     "libsql-http": LibSQL,
     "libsql-ws": LibSQLWebSocket,
     "libsql-process": LibSQLProcess,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +27,16 @@ def binaries():
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name)
     )
     return next((folder for folder in reversed(folders) if (folder / "initdb").exists()), None)
+
+
+def load_example():
+    """Return the module of the documentation's adapter."""
+    path = Path(__file__).parents[2] / "examples" / "postgres_adapter.py"
+    spec = importlib.util.spec_from_file_location("postgres_adapter", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def free_port():

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from logbun_logging.testing import ServerContract, samples
-from tests.contract.postgres import PostgresServer, binaries, free_port
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "postgres_adapter.py"
+from tests.contract.postgres import PostgresServer, binaries, free_port, load_example
 
 if binaries() is None:
     pytest.skip("PostgreSQL is missing: apt-get install postgresql", allow_module_level=True)
 
-spec = importlib.util.spec_from_file_location("postgres_adapter", EXAMPLE)
-example = importlib.util.module_from_spec(spec)
-sys.modules["postgres_adapter"] = example
-spec.loader.exec_module(example)
+example = load_example()
 
 
 @pytest.fixture(scope="session")
