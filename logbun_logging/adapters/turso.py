@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from logbun_logging.adapters import sql
-from logbun_logging.adapters.base import Batch, PruneReport, retention_limit
+from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport, retention_limit
 from logbun_logging.adapters.turso_drivers import (
     MAX_STATEMENT_BYTES,
     Driver,
@@ -116,11 +116,19 @@ class TursoAdapter:
 
     def bulk_insert_many(self, batches: Sequence[Batch]) -> bool:
         """Store the batches of several tenants in one transaction."""
-        rows = [_encode(sql.to_row(event)) for _, events in batches for event in events]
+        self._insert([_encode(sql.to_row(event)) for _, events in batches for event in events])
+        return True
+
+    def insert_encoded(self, batches: Sequence[EncodedBatch]) -> bool:
+        """Store encoded events of several tenants in one transaction."""
+        payloads = [payload for _, part in batches for payload in part]
+        self._insert([_encode(sql.encoded_values([payload])) for payload in payloads])
+        return True
+
+    def _insert(self, rows: Sequence[bytes]) -> None:
         if rows:
             with self._errors():
                 self._write([*_inserts(rows)])
-        return True
 
     def query(
         self, tenant_id: TenantScope, filters: Filters, pagination: Pagination
