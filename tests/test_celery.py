@@ -302,10 +302,16 @@ def test_a_worker_process_that_is_recycled_delivers_everything(tmp_path, send):
 
 
 def test_what_a_killed_worker_process_has_audited_is_delivered_by_another(tmp_path, send):
+    def found():
+        return wait_for_rows(tmp_path / "audit.db", 0)
+
     with worker(tmp_path, "--concurrency", "2", FLUSH_INTERVAL="1"):
         with audit_context(**BOUND):
             send("killed")
-        send("plain")
-        wait_for_rows(tmp_path / "audit.db", 2)
+        for _ in range(30):  # Celery may give a task to the dying process, and lose it
+            send("plain")
+            if wait_until(lambda: "killed" in by_action(found()), 2):
+                break
 
-    assert by_action(rows(tmp_path / "audit.db")) == {"killed": BOUND, "plain": NOBODY}
+    assert [row["action"] for row in found()].count("killed") == 1
+    assert by_action(found())["killed"] == BOUND
