@@ -78,6 +78,14 @@ class Lane:
         """Events of this tenant in memory."""
         return self.admitted - self.settled
 
+    def pop(self, count: int) -> list[Entry]:
+        """Take the oldest *count* entries out of the buffer."""
+        if count < len(self.entries):
+            return [self.entries.popleft() for _ in range(count)]
+        entries = list(self.entries)
+        self.entries.clear()
+        return entries
+
     def held_up(self, now: float) -> bool:
         """Tell whether the database does not keep up with this tenant."""
         return self.attempt > 0 or ((self.busy or self.ready) and now - self.since > _HELD_UP_AFTER)
@@ -294,7 +302,7 @@ class Buffers:
                 entries, lane.retrying = lane.retrying, []
                 if not entries:
                     count = min(len(lane.entries), share, left)
-                    entries = [lane.entries.popleft() for _ in range(count)]
+                    entries = lane.pop(count)
                     lane.first_at = now
                 lane.in_flight = entries
                 shipment.append((lane, entries))
@@ -363,7 +371,7 @@ class Buffers:
         with self._lock:
             now = self._clock()
             found = [
-                (lane, self._take_waiting(lane))
+                (lane, lane.pop(len(lane.entries)))
                 for lane in self._lanes.values()
                 if lane.queued > self._cap and lane.entries and lane.held_up(now)
             ]
@@ -373,15 +381,10 @@ class Buffers:
                 for lane in lanes:
                     if target <= 0 or not lane.entries:
                         break
-                    entries = self._take_waiting(lane)
+                    entries = lane.pop(len(lane.entries))
                     target -= len(entries)
                     found.append((lane, entries))
             return [(lane, entries) for lane, entries in found if entries]
-
-    def _take_waiting(self, lane: Lane) -> list[Entry]:
-        entries = list(lane.entries)
-        lane.entries.clear()
-        return entries
 
     def put_back(self, lane: Lane, entries: Sequence[Entry]) -> None:
         """Return what could not be spilled to the head of its lane."""

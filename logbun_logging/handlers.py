@@ -12,6 +12,7 @@ import logging.handlers
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -31,6 +32,9 @@ _STEP: Final = 128
 
 #: How often the listener looks after the pipeline while nothing comes in, in seconds.
 _TEND: Final = 0.5
+
+#: And how often at most while a lot does: it has to look at every tenant.
+_TEND_AGAIN: Final = 0.05
 
 
 class BatchingAuditHandler(logging.Handler):
@@ -140,6 +144,7 @@ class AuditQueueListener(logging.handlers.QueueListener):
 
     def _monitor(self) -> None:
         tend = self.batching.trail.pipeline.tend
+        next_tend = 0.0
         while True:
             try:
                 record = self.queue.get(True, _TEND)
@@ -148,7 +153,9 @@ class AuditQueueListener(logging.handlers.QueueListener):
             records = [] if record is None else [record, *self._drain(_STEP)]
             try:
                 self._hand_over(records)
-                tend()
+                if (now := time.monotonic()) >= next_tend:
+                    next_tend = now + _TEND_AGAIN
+                    tend()
             except Exception:  # whatever happens, the thread goes on
                 logging.getLogger(LOGGER_NAME).exception("audit listener")
             if self._stopping.is_set() and self.queue.empty():
