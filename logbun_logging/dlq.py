@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -86,8 +85,7 @@ class _Head(msgspec.Struct):
     dlq: Envelope
 
 
-@dataclass(frozen=True, slots=True)
-class DlqFile:
+class DlqFile(msgspec.Struct, frozen=True):
     """One file of the dead-letter queue, as ``trail.dlq.list()`` shows it.
 
     Attributes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias
 
@@ -53,8 +52,7 @@ Cursor: TypeAlias = tuple[str, str]
 EqualityField = Literal["actor_id", "entity_type", "entity_id", "outcome", "request_id"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
+class Filters(msgspec.Struct, frozen=True, kw_only=True):
     """What events must match, every part of it.
 
     Attributes:
@@ -72,8 +70,7 @@ class Filters:
     end: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pagination:
+class Pagination(msgspec.Struct, frozen=True, kw_only=True):
     """How many events to return, newest first, and after which place.
 
     Attributes:
@@ -85,8 +82,7 @@ class Pagination:
     after: Cursor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """One page of events, newest first.
 
     Attributes:

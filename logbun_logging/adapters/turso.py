@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from importlib.util import find_spec
 from typing import Any, Final, Literal, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from logbun_logging.adapters import sql
 from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport, retention_limit

@@ -6,11 +6,12 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
 import typer
+from msgspec.structs import replace
 
 from logbun_logging.adapters.base import Adapter
 from logbun_logging.adapters.factory import create_adapter

@@ -5,7 +5,6 @@ Run by ``test_contract_itself.py``, as a suite of its own in which every class f
 
 from __future__ import annotations
 
-import dataclasses
 import unicodedata
 
 import msgspec
@@ -185,35 +184,35 @@ class ShowsEverythingToNobody(Asking):
 class TakesAnActionForAPrefix(Asking):
     def ask(self, tenant_id, filters, pagination):
         prefixes = (*filters.action_prefixes, *filters.actions)
-        return tenant_id, dataclasses.replace(filters, action_prefixes=prefixes), pagination
+        return tenant_id, msgspec.structs.replace(filters, action_prefixes=prefixes), pagination
 
 
 @fault("test_every_filter_finds_what_it_names_newest_first")
 class ForgetsPrefixesBesideActions(Asking):
     def ask(self, tenant_id, filters, pagination):
         if filters.actions:
-            filters = dataclasses.replace(filters, action_prefixes=())
+            filters = msgspec.structs.replace(filters, action_prefixes=())
         return tenant_id, filters, pagination
 
 
 @fault("test_every_filter_finds_what_it_names_newest_first")
 class TakesOneOfTwoFilters(Asking):
     def ask(self, tenant_id, filters, pagination):
-        return tenant_id, dataclasses.replace(filters, equal=filters.equal[:1]), pagination
+        return tenant_id, msgspec.structs.replace(filters, equal=filters.equal[:1]), pagination
 
 
 @fault("test_bounds_of_time_are_part_of_what_is_found")
 class EndsBeforeTheEnd(Asking):
     def ask(self, tenant_id, filters, pagination):
         end = filters.end and f"{filters.end[:-1]}"  # without the Z it sorts before itself
-        return tenant_id, dataclasses.replace(filters, end=end), pagination
+        return tenant_id, msgspec.structs.replace(filters, end=end), pagination
 
 
 @fault("test_pages_of_any_size_add_up")
 class PagesByTimeAlone(Asking):
     def ask(self, tenant_id, filters, pagination):
         after = pagination.after and (pagination.after[0], "")
-        return tenant_id, filters, dataclasses.replace(pagination, after=after)
+        return tenant_id, filters, msgspec.structs.replace(pagination, after=after)
 
 
 @fault("test_what_arrives_while_pages_are_read_is_neither_missed_nor_doubled")
@@ -225,7 +224,7 @@ class PagesByNumber(MemoryAdapter):
     def query(self, tenant_id, filters, pagination):
         if pagination.after is None:
             self.skipped = 0
-        everything = dataclasses.replace(pagination, after=None, limit=10**9)
+        everything = msgspec.structs.replace(pagination, after=None, limit=10**9)
         found = super().query(tenant_id, filters, everything)[self.skipped :][: pagination.limit]
         self.skipped += len(found)
         return found
