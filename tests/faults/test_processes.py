@@ -157,6 +157,7 @@ def test_two_processes_share_a_dlq(tmp_path):
     ]
     names = {found.name for workload in workloads for found in workload.end()}
     assert len(names) == 400
+    assert all("dead_lettered" in workload.happened for workload in workloads)
     trail = make_workload_trail(tmp_path)
     try:
         assert trail.ready(30)

@@ -28,10 +28,10 @@ class FlakySQLite(SQLiteAdapter):
 
     outages = 0.0
 
-    def bulk_insert_many(self, batches):
+    def insert_encoded(self, batches):
         if random.random() < self.outages:
             raise AdapterUnavailableError("flaky")
-        return super().bulk_insert_many(batches)
+        return super().insert_encoded(batches)
 
 
 def wait():
