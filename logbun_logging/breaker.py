@@ -30,7 +30,7 @@ class CircuitBreaker:
         *,
         threshold: int = 3,
         first_pause: float = 1.0,
-        longest_pause: float = 30.0,
+        longest_pause: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         rng: Callable[[], float] = random.random,
     ) -> None:

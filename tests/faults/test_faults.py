@@ -1,4 +1,33 @@
-"""The rows of the failure table, each caused for real."""
+"""The rows of the failure table, each caused for real.
+
+Here, unless a module is named; ``scripts`` are those that ``test_disks`` runs in short.
+
+======================================= ======================================================
+row                                     tests
+======================================= ======================================================
+WAL append fails                        scripts disk_faults (full disk, EIO, ENOSPC, EMFILE,
+                                        RLIMIT_FSIZE, read-only and missing folders, fsync that
+                                        fails and then lies); test_wal
+insert fails                            a_database_that_is_down…, an_outage_is_never_held…;
+                                        script outage
+one bad row in a batch                  a_poison_row_costs_nobody_else…
+database hangs                          a_hanging_database…, a_burst_on_a_healthy_database…;
+                                        script outage --hang
+DLQ write fails while spilling          a_dlq_that_cannot_be_written_leaves_what_is_to_be_spilled…
+adapter and DLQ both fail               a_database_and_a_dlq_that_both_fail…; with the WAL as
+                                        well: what_neither_database_nor_dlq_nor_wal…;
+                                        volatile: what_has_nowhere_to_go…
+call before the pipeline is ready       a_database_that_cannot_be_opened…
+bootstrap fails                         a_database_that_cannot_be_opened…
+kill -9 at any moment                   kill_minus_nine…; scripts kill_loop, syscall_kills,
+                                        power_cuts; test_processes
+torn or corrupt WAL tail or record      test_wal, test_recovery (each byte, 10,000 flips)
+interpreter exit without shutdown()     a_program_that_just_ends…, a_first_call_at_the_very_end…
+shutdown() twice, or concurrently       shutdown_keeps_its_time…, threads_that_shut_down_together…
+poison batch                            a_poison_row…, attempts_survive_a_restart
+retention fails                         test_retention
+======================================= ======================================================
+"""
 
 from __future__ import annotations
 
@@ -235,6 +264,124 @@ def test_a_database_and_a_dlq_that_both_fail_leave_events_to_the_wal(
     adapter.down = False
     (tmp_path / "data" / "test" / "dlq").unlink()
     assert wait_until(lambda: len(adapter.events) == 20, 30)
+
+
+def test_a_database_that_cannot_be_opened_stops_no_call_and_no_journal(
+    make_trail, make_logger, tmp_path
+):
+    adapter = SharedMemoryAdapter()
+    adapter.down = True
+    happened = []
+    trail = make_trail(
+        adapter=adapter, mode="durable", on_event=lambda name, _: happened.append(name)
+    )
+    audit = audit_for(trail, make_logger)
+    for number in range(20):
+        audit.fire("a", tenant_id="t", entity_id=str(number))
+    (file,) = (tmp_path / "data" / "test" / "wal").glob("*/current.aof")
+    assert file.read_bytes().count(b"\n") == 20
+    assert not trail.ready(0.2)
+    with pytest.raises(NotReadyError, match="down"):
+        trail.query(tenant_id="t")
+    assert wait_until(lambda: "bootstrap_failed" in happened)
+    adapter.down = False
+    assert wait_until(trail.pipeline.opened.is_set, 20)
+    assert wait_until(lambda: trail.flush(5) and len(adapter.events) == 20, 20)
+    assert len(trail.query(tenant_id="t").logs) == 20
+
+
+def test_a_dlq_that_cannot_be_written_leaves_what_is_to_be_spilled_in_memory(
+    make_trail, make_logger, tmp_path
+):
+    adapter = SharedMemoryAdapter()
+    adapter.gate.clear()
+    happened = []
+    trail = make_trail(
+        adapter=adapter,
+        batching={"max_queue_size": 10, "flush_interval": 0.01},
+        on_event=lambda name, _: happened.append(name),
+    )
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    (tmp_path / "data" / "test" / "dlq").write_text("a file where the folder should be")
+    audit = audit_for(trail, make_logger)
+    audit.fire("a", tenant_id="t", entity_id="first")
+    assert adapter.called.wait(20)
+    for number in range(50):
+        audit.fire("a", tenant_id="t", entity_id=str(number))
+    assert wait_until(lambda: "spill_failed" in happened, 20)
+    assert trail.stats()["queued"] == 51
+    (tmp_path / "data" / "test" / "dlq").unlink()
+    assert wait_until(lambda: trail.stats()["spilled"] == 50, 20)
+    adapter.gate.set()
+    assert wait_until(lambda: trail.flush(5) and len(adapter.events) == 51, 20)
+    assert trail.stats()["lost"] == 0
+
+
+def test_what_has_nowhere_to_go_in_volatile_mode_is_counted_as_lost(
+    make_trail, make_logger, tmp_path
+):
+    adapter = SharedMemoryAdapter()
+    adapter.down = True
+    happened = []
+    trail = make_trail(
+        adapter=adapter,
+        retry={**QUICK, "max_retries": 0},
+        on_event=lambda name, _: happened.append(name),
+    )
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    (tmp_path / "data" / "test" / "dlq").write_text("a file where the folder should be")
+    audit_for(trail, make_logger).fire("a", tenant_id="t")
+    assert trail.flush(20)
+    assert trail.stats()["lost"] == 1
+    assert "dlq_failed" in happened
+    assert wait_until(lambda: "lost" in happened)
+
+
+def test_threads_that_shut_down_together_wait_for_each_other(make_trail, make_logger):
+    adapter = SharedMemoryAdapter()
+    trail = make_trail(adapter=adapter)
+    audit = audit_for(trail, make_logger)
+    for _ in range(50):
+        audit.fire("a", tenant_id="t")
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(trail.shutdown(20))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 4
+    assert len(adapter.events) == 50
+    assert adapter.closed == 1
+
+
+def test_the_books_balance_whatever_became_of_an_event(make_trail, make_logger):
+    adapter = SharedMemoryAdapter()
+    trail = make_trail(
+        adapter=adapter,
+        retry={**QUICK, "max_retries": 0, "max_scan_attempts": 1},
+        batching={"max_queue_size": 20, "flush_interval": 0.01},
+        dlq={"max_files": 12},
+    )
+    audit = audit_for(trail, make_logger)
+    adapter.poison = "poison"
+    rng = random.Random(3)
+    for number in range(600):
+        if number % 100 == 50:
+            adapter.down = not adapter.down
+            trail.flush(5)
+            trail.dlq.retry()
+        action = "poison" if rng.random() < 0.02 else "good"
+        audit.fire(action, tenant_id=f"t{number % 4}", entity_id=str(number))
+    trail.flush(20)
+    assert trail.shutdown(20)
+    stats = trail.stats()
+    dlq = sum(stats["dlq"][f"{state}_events"] for state in ("pending", "processing", "dead"))
+    kept = stats["inserted"] + stats["queued"] + stats["dropped"] + stats["lost"] + dlq
+    assert stats["accepted"] == 600 == kept
+    assert stats["queued"] == 0
+    assert stats["inserted"] == len(adapter.events)
 
 
 def test_what_neither_database_nor_dlq_nor_wal_can_take_waits_in_memory(
