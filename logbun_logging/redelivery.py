@@ -227,6 +227,7 @@ class Redelivery:
                 if entry.payload in known:
                     segment.pending.pop(entry, None)
                 elif not self._readmit(entry):
+                    segment.pending.pop(entry, None)  # it is in the file alone, as before
                     return False
         except OSError as error:  # the other files are to be had
             reason = f"{type(error).__name__}: {error}"
