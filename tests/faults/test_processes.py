@@ -153,7 +153,8 @@ def test_a_process_that_lives_on_delivers_what_a_killed_one_has_left(tmp_path):
 
 def test_two_processes_share_a_dlq(tmp_path):
     workloads = [
-        Workload(tmp_path, f"r{n}", "--events", "100", "--outages", "0.5") for n in range(2)
+        Workload(tmp_path, f"r{n}", "--events", "100", "--pause", "0.01", "--outages", "0.7")
+        for n in range(2)
     ]
     names = {found.name for workload in workloads for found in workload.end()}
     assert len(names) == 400
