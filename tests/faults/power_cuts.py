@@ -5,10 +5,10 @@ database that is often away, so that files of the WAL and the DLQ come and go al
 random moment the power is cut: what no sync has brought to the disk is gone. After the reboot the
 next process delivers what is left.
 
-``always`` may lose nothing that was acknowledged. ``interval`` may lose nothing that is older than its
-bound. Neither may double anything. ``gaps`` counts tenants of whom an event was lost that is older than
-one that was kept: within the bound that happens, when a thread writes to a segment just after that was
-sealed and synced, and its next event goes to a segment that is synced before the older one is again.
+``always`` may lose nothing that was acknowledged. ``interval`` may lose nothing that is older than
+its bound. Neither may double anything. ``gaps`` counts the tenants of whom an event was lost that
+is older than one that was kept, which segments that are synced one after the other allow within
+the bound.
 """
 
 from __future__ import annotations
