@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
 
 import pytest
 
 from logbun_logging import AuditTrail
 
 _names = itertools.count()
+
+# Shells start background jobs with SIGINT ignored, and programs under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
