@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from logbun_logging import ALL_TENANTS, AuditLogger
+from logbun_logging import AuditLogger
 from logbun_logging.adapters import SQLiteAdapter, sql
 from tests.benchmarks.calls import FIELDS, logger_with, ours
 from tests.benchmarks.harness import Figure, interleave, report
@@ -57,9 +57,7 @@ def end_to_end(mode: str) -> float:
         assert trail.flush(120)
         took = time.perf_counter() - started
         stats = trail.stats()
-        assert stats["inserted"] + stats["redelivered"] == EVENTS, stats
-        rows = sum(len(page) for page in [trail.query(tenant_id=ALL_TENANTS, limit=1).logs])
-        assert rows == 1
+        assert stats["inserted"] == EVENTS, stats
     return EVENTS / took
 
 
