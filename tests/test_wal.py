@@ -13,6 +13,7 @@ from logbun_logging.event import AuditEvent, Entry, encode_event, new_event_id, 
 from logbun_logging.options import WalOptions
 from logbun_logging.wal import WalWriter, adopt_abandoned, read_segment
 from logbun_logging.wal.codec import encode_line, read_records
+from logbun_logging.wal.commit import GroupCommit
 from logbun_logging.wal.segment import AppendFile
 from tests.fakes import wait_until
 
@@ -490,3 +491,20 @@ def test_an_error_that_another_thread_s_sync_was_told_is_not_missed_by_the_heal(
     assert not wal._heal()
     assert found.segment is before
     assert before.path.exists()
+
+
+def test_a_signal_handler_that_logs_during_a_sync_does_not_wait_for_that_sync():
+    inner = []
+
+    def sync():
+        if not inner:  # what a signal handler does that runs as soon as fdatasync has returned
+            inner.append(None)
+            inner[0] = group.wait()
+        return True
+
+    group = GroupCommit(sync, lambda: None)
+    done = threading.Thread(target=group.wait, daemon=True)
+    done.start()
+    done.join(10)
+    assert not done.is_alive()
+    assert inner == [True]

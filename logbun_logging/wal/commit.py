@@ -1,26 +1,43 @@
 """Group commit: concurrent callers share one sync of the disk.
 
 While one sync runs, everyone who arrives joins the next round; its first member leads it, and
-starts the sync as soon as the one before has ended. A sync therefore always begins after the write
-of everyone whom it serves, and N callers cost two syncs, not N. (DeWitt et al., "Implementation
-Techniques for Main Memory Database Systems", SIGMOD 1984, section 5.)
+starts the sync soon after the one before has ended. A sync therefore always begins after the write
+of everyone whom it serves, and N callers cost one or two syncs, not N. (DeWitt et al.,
+"Implementation Techniques for Main Memory Database Systems", SIGMOD 1984, section 5.)
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from typing import Final
 
 __all__ = ["GroupCommit"]
 
 
-class _Round:
-    __slots__ = ("callbacks", "done", "joined", "ok", "previous")
+#: How long a leader waits for those who were in the round before, as a part of what a sync takes.
+_PATIENCE: Final = 0.5
 
-    def __init__(self, previous: threading.Event) -> None:
+#: How long it sleeps between looks, in seconds; the kernel makes about 0.1 ms of it.
+_LOOK: Final = 0.00002
+
+
+class _Round:
+    """One sync and those whom it serves.
+
+    Who waits for it passes through its gate, one after the other: that costs half of what an Event
+    does, which wakes all at once to queue for the interpreter.
+    """
+
+    __slots__ = ("callbacks", "gate", "leader", "ok", "previous", "size")
+
+    def __init__(self, previous: _Round | None) -> None:
         self.previous = previous
-        self.done = threading.Event()
-        self.joined = False
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.leader: int | None = None
+        self.size = 0
         self.ok = False
         self.callbacks: list[Callable[[bool], None]] = []
 
@@ -38,28 +55,37 @@ class GroupCommit:
     def __init__(self, sync: Callable[[], bool], lead: Callable[[], None]) -> None:
         self._sync = sync
         self._ask_for_leader = lead
-        self._lock = threading.Lock()
-        before = threading.Event()
-        before.set()
-        self._open = _Round(before)
+        self._lock = threading.RLock()  # re-entrant: a signal handler may log
+        self._open = _Round(None)
+        self._took = 0.0
 
     def wait(self) -> bool:
         """Return once a sync that began after this call has ended: whether it succeeded."""
+        me = threading.get_ident()
         with self._lock:
             joined = self._open
-            leading, joined.joined = not joined.joined, True
+            running = joined.previous
+            if running is not None and running.leader == me and running.gate.locked():
+                # A signal handler has interrupted that sync: to wait for it would be for ever.
+                return self._sync()
+            joined.size += 1
+            leading = joined.leader is None
+            if leading:
+                joined.leader = me
         if leading:
             self._run(joined)
         else:
-            joined.done.wait()
+            with joined.gate:
+                pass
         return joined.ok
 
     def notify(self, callback: Callable[[bool], None]) -> None:
         """Call *callback* with the outcome once a sync that begins after now has ended."""
         with self._lock:
             joined = self._open
+            joined.size += 1
             joined.callbacks.append(callback)
-            leaderless = not joined.joined
+            leaderless = joined.leader is None
         if leaderless:
             self._ask_for_leader()
 
@@ -67,18 +93,35 @@ class GroupCommit:
         """Run the open round if somebody waits for it and nobody leads it."""
         with self._lock:
             joined = self._open
-            if joined.joined or not joined.callbacks:
+            if joined.leader is not None or not joined.callbacks:
                 return
-            joined.joined = True
+            joined.leader = threading.get_ident()
         self._run(joined)
 
     def _run(self, joined: _Round) -> None:
-        joined.previous.wait()
+        previous = joined.previous
+        if previous is not None:
+            with previous.gate:
+                pass
+            self._wait_for_company(joined, previous.size)
+            joined.previous = None  # or every round would be kept by the one after it
         with self._lock:
-            self._open = _Round(joined.done)
+            self._open = _Round(joined)
+        started = time.monotonic()
         try:
             joined.ok = self._sync()
         finally:
-            joined.done.set()
+            self._took = time.monotonic() - started
+            joined.gate.release()
             for callback in joined.callbacks:
                 callback(joined.ok)
+
+    def _wait_for_company(self, joined: _Round, expected: int) -> None:
+        """Let those who have just been served come back, or their next sync would be another one.
+
+        Whoever wakes first would lead a round of its own while all others miss it: of N callers
+        each second sync would serve one. (PostgreSQL's ``commit_delay`` does the same.)
+        """
+        deadline = time.monotonic() + self._took * _PATIENCE
+        while joined.size < expected and time.monotonic() < deadline:
+            time.sleep(_LOOK)
