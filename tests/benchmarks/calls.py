@@ -74,13 +74,8 @@ def stock() -> Iterator[tuple[logging.Logger, Callable[[], object]]]:
 @contextmanager
 def ours(folder: str, mode: str, **options: object) -> Iterator[AuditTrail]:
     """A trail that keeps its events in SQLite."""
-    with AuditTrail(
-        namespace=Path(folder).name,
-        data_dir=folder,
-        mode=mode,
-        adapter=f"sqlite:///{folder}/{mode}.db",
-        **options,
-    ) as trail:
+    options.setdefault("adapter", f"sqlite:///{folder}/{mode}.db")
+    with AuditTrail(namespace=Path(folder).name, data_dir=folder, mode=mode, **options) as trail:
         assert trail.ready()
         yield trail
 
