@@ -508,3 +508,19 @@ def test_a_signal_handler_that_logs_during_a_sync_does_not_wait_for_that_sync():
     done.join(10)
     assert not done.is_alive()
     assert inner == [True]
+
+
+def test_what_is_in_memory_alone_is_not_forgotten_when_it_cannot_be_synced(tmp_path):
+    wal = WalWriter(tmp_path / "wal", "always", WalOptions(), lambda *_: None)
+    (tmp_path / "wal").write_text("a file where the folder should be")
+    wal.open()
+    entries = [entry(number) for number in range(3)]
+    for found in entries:
+        assert not wal.append(found)
+        assert not wal.commit()
+    (tmp_path / "wal").unlink()
+    wal.tidy()
+    assert all(wal.keeps(found) for found in entries)
+    wal.abandon()
+    payloads, _ = recover(tmp_path / "wal")
+    assert payloads == [found.payload for found in entries]

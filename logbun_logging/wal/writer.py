@@ -136,7 +136,8 @@ class WalWriter:
         segment.failed = True
         self._error = error
         with self._swap_lock:
-            if self._current is segment:
+            # One without a file stays: what is pending in it is nowhere else, and no list has it.
+            if self._current is segment and segment.path is not None:
                 self._current = Segment(None)
         self._wake.set()
 
