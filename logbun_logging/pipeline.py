@@ -300,6 +300,13 @@ class Pipeline:
         # The workers come last: when they run, so does everything that they rely on.
         self.flusher.start(1 if self.databases.shared else _WORKERS)
 
+    def start_if_left(self) -> None:
+        """Start now, and not with the first event, if a process has left events in files."""
+        log = self.options.folder / "wal"
+        with suppress(OSError):  # what cannot be read now is looked at again with the first event
+            if (log.is_dir() and any(log.iterdir())) or not self.dlq.is_empty():
+                self.start()
+
     def add_source(self, source: Source) -> None:
         """Take up a queue and its listener."""
         with self._lifecycle:

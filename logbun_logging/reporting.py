@@ -85,6 +85,9 @@ class Reporter:
             self._logged[name] = (now, 0)
         text = ", ".join(f"{key}={value}" for key, value in details.items())
         more = f" ({suppressed} more like this)" if suppressed else ""
+        # dictConfig disables every logger that is not in it unless told otherwise: that must not
+        # silence what nobody else tells. Who wants silence sets a level.
+        _logger.disabled = False
         _logger.log(
             level, "%s: %s %s%s", self._namespace, name, text, more, exc_info=exc_info, stacklevel=3
         )

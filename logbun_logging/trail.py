@@ -117,6 +117,7 @@ class AuditTrail:
             ended = _ended.pop(self.options.namespace, None)
             late = ended.pipeline.take_late() if ended is not None else []
         self._deliver_late(late)
+        self._pipeline.start_if_left()
 
     def _deliver_late(self, late: Iterable[Entry]) -> None:
         for entry in late:

@@ -13,7 +13,7 @@ from logbun_logging.errors import AdapterUnavailableError, ConfigurationError
 from logbun_logging.logger import AuditLogger
 from logbun_logging.query import ALL_TENANTS
 from logbun_logging.queueing import RecordQueue
-from logbun_logging.reporting import Reporter
+from logbun_logging.reporting import LOGGER_NAME, Reporter
 from logbun_logging.stats import Counters
 
 
@@ -154,3 +154,10 @@ def test_an_adapter_that_cannot_be_made_says_why(url, message):
 def test_a_url_may_carry_arguments(tmp_path):
     adapter = create_adapter(f"sqlite:///{tmp_path}/a%20b.db?busy_timeout=2.5")
     assert (adapter.path.name, adapter.busy_timeout) == ("a b.db", 2.5)
+
+
+def test_a_configuration_that_disables_other_loggers_silences_no_report(caplog):
+    logger = logging.getLogger(LOGGER_NAME)
+    logger.disabled = True  # what dictConfig does by default
+    Reporter("ns", None, Counters()).report("dropped", events=3)
+    assert "dropped events=3" in caplog.text

@@ -28,6 +28,7 @@ from logbun_logging.adapters.base import (
 from logbun_logging.adapters.forking import ForkGate
 from logbun_logging.errors import AdapterUnavailableError, ConfigurationError, RejectedEventsError
 from logbun_logging.event import AuditEvent
+from logbun_logging.files import PRIVATE_FILE
 from logbun_logging.query import Filters, Pagination, TenantScope
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class SQLiteAdapter:
             if self._writer is not None:
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # A new file is this user's alone; its journal gets the same permissions from SQLite.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE))
             database = self._connect()
             try:
                 _migrate(database)

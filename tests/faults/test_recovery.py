@@ -274,3 +274,20 @@ def test_leftovers_of_killed_writers_go(make_trail, folder):
     assert trail.ready()
     assert wait_until(lambda: not list(folder.glob("**/*.tmp")))
     assert os.listdir(folder / "dlq") == []
+
+
+def test_what_a_dead_process_has_left_is_delivered_without_a_new_event(
+    make_trail, make_logger, tmp_path
+):
+    pid = os.fork()
+    if pid == 0:
+        trail = make_trail(mode="durable", batching={"flush_interval": 60.0})
+        audit = AuditLogger(make_logger(trail.handler))
+        for number in range(50):
+            audit.fire("a", tenant_id="t", entity_id=str(number))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    trail = make_trail(mode="durable")
+    assert trail.flush(20)
+    found = [event.entity_id for event in trail.iter(tenant_id="t")]
+    assert found == [str(number) for number in reversed(range(50))]
