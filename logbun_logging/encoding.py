@@ -186,7 +186,9 @@ class EventEncoder:
         try:
             for name in _TEXT_FIELDS:
                 given = fields.get(name)
-                if given is None or (given == "" and name in {"actor_id", "tenant_id"}):
+                if given is None or (
+                    name in {"actor_id", "tenant_id"} and type(given) is str and not given
+                ):
                     given = context.get(name)
                 if given is None:
                     continue
@@ -207,8 +209,9 @@ class EventEncoder:
                 values["metadata"] = {**named, **values.get("metadata", {})}
         except Exception as error:
             # Only a mapping whose own methods raise comes here; what was read so far is kept.
+            # Of the error its name alone: the text may be a secret, or raise itself.
             self._counters.add("encode_failures")
-            values["metadata"] = {"encode_error": normal.text(f"{type(error).__name__}: {error}")}
+            values["metadata"] = {"encode_error": type(error).__name__}
         event = AuditEvent(new_event_id(), created_at, normal.text(action), **values)
         payload = encode_event(event)
         if len(payload) > self._limits.max_payload_bytes:

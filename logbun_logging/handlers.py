@@ -298,7 +298,10 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             or (listener.respect_handler_level and batching.level > logging.NOTSET),
             filters=batching.filters,
         )
-        self._take_record, self.take_call = intake
+        self._take_record = intake.record
+        # A subclass that handles or emits in its own way wants to see the record.
+        if self._emits_itself and type(self).handle is AuditQueueHandler.handle:
+            self.take_call = intake.call
         listener.start()
 
     def hurry(self) -> None:
@@ -347,6 +350,8 @@ def _submit_to_open(trail: AuditTrail, record: logging.LogRecord) -> None:
         if successor is None:
             # Not under the registry's lock: who configures holds logging's own, and waits for it.
             trail.pipeline.reporter.watch()
+            if isinstance(record, AuditRecord):
+                record.safe = False
             return
         trail = successor
     submit_unqueued(trail.pipeline, record)

@@ -85,8 +85,8 @@ def make_intake(
             verdict == "admitted" and (append is None or append(entry))
         ) or pipeline.submit_otherwise(entry, verdict).queue:
             put(entry)
-        if sync_each:
-            commit()
+        if sync_each and not commit():  # it is in memory, and written again as soon as possible
+            pipeline.counters.add("wal_failures")
         return True
 
     def take_record(record: logging.LogRecord) -> None:

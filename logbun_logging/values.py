@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
+from itertools import islice
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -201,25 +202,23 @@ class Normalizer:
 
     def _mapping(self, value: Mapping[Any, Any], path: tuple[str, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        items = list(value.items())
-        for key, item in items[:MAX_ITEMS]:
+        for key, item in islice(value.items(), MAX_ITEMS):
             name = _free_name(self.text(_key_text(key)), result)
             inner = (*path, name)
             if self._redacts is not None and self._redacts(inner):
                 result[name] = REDACTED
             else:
                 result[name] = self.value(item, inner)
-        if len(items) > MAX_ITEMS:
+        if len(value) > MAX_ITEMS:
             self.cuts += 1
-            result[_free_name("…", result)] = f"[+{len(items) - MAX_ITEMS} items]"
+            result[_free_name("…", result)] = f"[+{len(value) - MAX_ITEMS} items]"
         return result
 
     def _items(self, value: Any, path: tuple[str, ...]) -> list[Any]:
-        items = list(value)
-        result = [self.value(item, path) for item in items[:MAX_ITEMS]]
-        if len(items) > MAX_ITEMS:
+        result = [self.value(item, path) for item in islice(value, MAX_ITEMS)]
+        if len(value) > MAX_ITEMS:
             self.cuts += 1
-            result.append(f"[+{len(items) - MAX_ITEMS} items]")
+            result.append(f"[+{len(value) - MAX_ITEMS} items]")
         return result
 
     def _call(self, convert: Callable[[], Any], path: tuple[str, ...]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
@@ -162,3 +163,42 @@ def test_what_a_subclass_overrides_is_called(make_trail, make_logger, tmp_path):
     assert trail.flush(20)
     assert seen == ["a"]
     assert [event.action for event in trail.query(tenant_id="t").logs] == ["a"]
+
+
+def test_a_handler_that_handles_in_its_own_way_sees_typed_calls_too(make_trail, make_logger):
+    class Skipping(logbun_logging.AuditQueueHandler):
+        def handle(self, record):
+            return super().handle(record) if record.msg != "skip" else False
+
+    trail = make_trail()
+    audit = AuditLogger(make_logger(Skipping(trail=trail)))
+    audit.fire("keep")
+    audit.fire("skip")
+    assert trail.flush(20)
+    assert [event.action for event in trail.query().logs] == ["keep"]
+
+
+def test_a_value_that_cannot_be_compared_costs_no_other(make_trail, make_logger):
+    class Hostile:
+        def __eq__(self, other):
+            raise ValueError(self)
+
+        __hash__ = None
+
+        def __str__(self):
+            raise ValueError
+
+    trail = make_trail()
+    AuditLogger(make_logger(trail.handler)).fire(
+        "a", actor_id=Hostile(), tenant_id="t", new_values={"x": 1}
+    )
+    assert trail.flush(20)
+    (event,) = trail.query(tenant_id="t").logs
+    assert event.new_values == {"x": 1}
+
+
+def test_a_call_after_the_end_is_not_said_to_be_safe(make_trail, make_logger):
+    trail = make_trail(mode="durable", fsync="always")
+    audit = AuditLogger(make_logger(trail.handler))
+    trail.shutdown()
+    assert asyncio.run(audit.fire_async("a")) is False

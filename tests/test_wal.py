@@ -524,3 +524,37 @@ def test_what_is_in_memory_alone_is_not_forgotten_when_it_cannot_be_synced(tmp_p
     wal.abandon()
     payloads, _ = recover(tmp_path / "wal")
     assert payloads == [found.payload for found in entries]
+
+
+def test_a_leader_that_a_signal_handler_stops_leaves_nobody_waiting():
+    class Stopped(BaseException):
+        pass
+
+    started, stop, outcomes = threading.Event(), threading.Event(), []
+
+    def sync():
+        if not started.is_set():
+            started.set()
+            stop.wait(10)
+            raise Stopped
+        return True
+
+    group = GroupCommit(sync, lambda: None)
+
+    def lead():
+        with pytest.raises(Stopped):
+            group.wait()
+
+    leader = threading.Thread(target=lead, daemon=True)
+    leader.start()
+    assert started.wait(10)
+    followers = [
+        threading.Thread(target=lambda: outcomes.append(group.wait()), daemon=True)
+        for _ in range(3)
+    ]
+    for follower in followers:
+        follower.start()
+    stop.set()
+    for thread in (leader, *followers):
+        thread.join(10)
+    assert outcomes == [True] * 3

@@ -30,7 +30,7 @@ class _Round:
     does, which wakes all at once to queue for the interpreter.
     """
 
-    __slots__ = ("callbacks", "gate", "leader", "ok", "previous", "size")
+    __slots__ = ("aborted", "callbacks", "ended", "gate", "leader", "ok", "previous", "size")
 
     def __init__(self, previous: _Round | None) -> None:
         self.previous = previous
@@ -39,6 +39,8 @@ class _Round:
         self.leader: int | None = None
         self.size = 0
         self.ok = False
+        self.aborted = False
+        self.ended = False
         self.callbacks: list[Callable[[bool], None]] = []
 
 
@@ -62,22 +64,30 @@ class GroupCommit:
     def wait(self) -> bool:
         """Return once a sync that began after this call has ended: whether it succeeded."""
         me = threading.get_ident()
-        with self._lock:
-            joined = self._open
-            running = joined.previous
-            if running is not None and running.leader == me and running.gate.locked():
-                # A signal handler has interrupted that sync: to wait for it would be for ever.
-                return self._sync()
-            joined.size += 1
-            leading = joined.leader is None
+        joined = None
+        leading = False
+        try:
+            with self._lock:
+                joined = self._open
+                running = joined.previous
+                if joined.leader == me or (
+                    running is not None and running.leader == me and not running.ended
+                ):
+                    # A signal handler has interrupted the leader: it would wait for itself.
+                    return self._sync()
+                joined.size += 1
+                leading = joined.leader is None
+                if leading:
+                    joined.leader = me
             if leading:
-                joined.leader = me
-        if leading:
-            self._run(joined)
-        else:
-            with joined.gate:
-                pass
-        return joined.ok
+                self._run(joined)
+            else:
+                with joined.gate:
+                    pass
+        finally:
+            if leading and joined is not None:
+                self._end(joined)  # also if a signal handler has raised anywhere on the way
+        return self.wait() if joined.aborted else joined.ok
 
     def notify(self, callback: Callable[[bool], None]) -> None:
         """Call *callback* with the outcome once a sync that begins after now has ended."""
@@ -96,7 +106,10 @@ class GroupCommit:
             if joined.leader is not None or not joined.callbacks:
                 return
             joined.leader = threading.get_ident()
-        self._run(joined)
+        try:
+            self._run(joined)
+        finally:
+            self._end(joined)
 
     def _run(self, joined: _Round) -> None:
         previous = joined.previous
@@ -104,17 +117,28 @@ class GroupCommit:
             with previous.gate:
                 pass
             self._wait_for_company(joined, previous.size)
-            joined.previous = None  # or every round would be kept by the one after it
+        joined.aborted = True
         with self._lock:
             self._open = _Round(joined)
+            joined.previous = None  # or every round would be kept by the one after it
         started = time.monotonic()
-        try:
-            joined.ok = self._sync()
-        finally:
-            self._took = time.monotonic() - started
-            joined.gate.release()
-            for callback in joined.callbacks:
-                callback(joined.ok)
+        joined.ok = self._sync()
+        joined.aborted = False
+        self._took = time.monotonic() - started
+
+    def _end(self, joined: _Round) -> None:
+        """Let everybody go whom the round serves; if its leader did not come to the end, again."""
+        with self._lock:
+            if joined.ended:
+                return
+            joined.ended = True
+            if self._open is joined:
+                joined.aborted = True
+                joined.previous = None
+                self._open = _Round(joined)
+        joined.gate.release()
+        for callback in joined.callbacks:
+            callback(joined.ok)
 
     def _wait_for_company(self, joined: _Round, expected: int) -> None:
         """Let those who have just been served come back, or their next sync would be another one.

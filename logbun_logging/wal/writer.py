@@ -75,9 +75,12 @@ class WalWriter:
         self._instance: Path | None = None
         self._lock_descriptor = -1
         self._current = Segment(None)
-        self._swap_lock = threading.Lock()  # guards replacing _current; held for a few instructions
-        self._pending_lock = threading.Lock()  # guards leaving and changing segments
-        self._sync_lock = threading.Lock()  # an error is reported to one sync of a file alone
+        # All are re-entrant: a signal handler may log.
+        self._swap_lock = (
+            threading.RLock()
+        )  # guards replacing _current; held for a few instructions
+        self._pending_lock = threading.RLock()  # guards leaving and changing segments
+        self._sync_lock = threading.RLock()  # an error is reported to one sync of a file alone
         self._keep_lock = threading.RLock()  # guards the list of segments and all file operations
         self._segments: list[Segment] = []
         self._number = 0

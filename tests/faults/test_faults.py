@@ -142,7 +142,10 @@ def test_a_hanging_database_never_makes_the_caller_wait_and_memory_stays_bounded
     adapter.gate.clear()
     trail = make_trail(adapter=adapter, mode="durable", batching={"max_queue_size": 100})
     audit = audit_for(trail, make_logger)
-    for number in range(5_000):
+    for number in range(100):
+        audit.fire("a", tenant_id="noisy", entity_id=str(number))
+    assert adapter.called.wait(10)  # it hangs with these
+    for number in range(100, 5_000):
         audit.fire("a", tenant_id="noisy", entity_id=str(number))
     audit.fire("b", tenant_id="quiet")
     assert wait_until(lambda: trail.stats()["spilled"] > 0, 20)
