@@ -71,7 +71,7 @@ class GroupCommit:
                 joined = self._open
                 running = joined.previous
                 if joined.leader == me or (
-                    running is not None and running.leader == me and not running.ended
+                    running is not None and running.leader == me and running.gate.locked()
                 ):
                     # A signal handler has interrupted the leader: it would wait for itself.
                     return self._sync()
