@@ -27,7 +27,6 @@ __all__ = [
     "add_column",
     "delete_expired",
     "delete_rows",
-    "delete_step",
     "encoded_values",
     "expired_rows",
     "from_row",
@@ -219,12 +218,6 @@ def delete_expired(where: str, rows: int) -> str:
     """Return the statement that deletes what :func:`expired_rows` would find, and returns it."""
     found = expired_rows(where, rows)
     return f"DELETE FROM {TABLE} WHERE id IN (SELECT id FROM ({found})) RETURNING created_at, id"
-
-
-def delete_step(where: str, rows: int) -> str:
-    """Return the statement that deletes the oldest *rows* rows that match."""
-    found = f"SELECT id FROM {TABLE} WHERE {where} ORDER BY created_at LIMIT {rows}"
-    return f"DELETE FROM {TABLE} WHERE id IN ({found})"
 
 
 def select_page(
