@@ -387,6 +387,68 @@ def test_a_thread_stopped_before_its_write_never_writes_to_another_file(
     assert found.segment is wal._current
 
 
+@pytest.fixture
+def late_append(make_wal, monkeypatch):
+    """Return a log, an entry whose thread has claimed a place and not written yet, and its go."""
+    wal = make_wal(segment_bytes=4096, sync_interval=0.0)
+    claimed, go = threading.Event(), threading.Event()
+    late = entry(0, 4096)
+    real = os.write
+
+    def write(descriptor, line):
+        if late.payload in line:
+            claimed.set()
+            go.wait(30)
+        return real(descriptor, line)
+
+    monkeypatch.setattr("logbun_logging.wal.writer._write", write)
+    wal.append(entry(1, 4096))
+    thread = threading.Thread(target=wal.append, args=(late,))
+    thread.start()
+    assert claimed.wait(10)
+    yield wal, late, go
+    go.set()
+    thread.join()
+
+
+def test_a_late_write_to_a_sealed_file_is_synced_before_any_newer_file(late_append, monkeypatch):
+    wal, late, go = late_append
+    monkeypatch.setattr("logbun_logging.wal.writer._LATE", 30.0)
+    older, synced = wal._current, []
+    real = os.fdatasync
+
+    def fdatasync(descriptor):
+        real(descriptor)
+        synced.append(late.payload in older.path.read_bytes())
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    tidying = threading.Thread(target=wal.tidy)
+    tidying.start()
+    assert wait_until(lambda: older.sealed)
+    assert synced == []
+    go.set()
+    tidying.join()
+    assert synced == [True, True], "the older file, closed then, and the current one"
+    assert older.file is None
+
+
+def test_a_thread_that_stays_late_stops_no_sync_and_has_its_file_synced_afterwards(
+    late_append, monkeypatch
+):
+    wal, late, go = late_append
+    monkeypatch.setattr("logbun_logging.wal.writer._LATE", 0.0)
+    older, real, synced = wal._current, os.fdatasync, []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (real(fd), synced.append(fd)))
+    wal.tidy()
+    assert synced == [older.file.number, wal._current.file.number]
+    assert not wal._quiet()
+    go.set()
+    assert wait_until(lambda: not older.late)
+    wal.tidy()
+    assert older.file is None
+    assert late.payload in older.path.read_bytes()
+
+
 def test_one_record_keeps_its_own_segment_and_no_other(make_wal, tmp_path):
     wal = make_wal(segment_bytes=4096)
     stuck = entry(0, 300)

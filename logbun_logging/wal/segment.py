@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from logbun_logging.event import Entry, decode_event
 
 __all__ = ["AppendFile", "Segment"]
+
+#: References to a file that no appending thread holds: the segment's and ``getrefcount``'s own.
+_UNHELD: Final = 2
 
 
 class AppendFile:
@@ -50,10 +56,10 @@ class Segment:
         sealed: nothing is appended any more.
         unread: left by a dead process, and not read to its end yet.
         failed: a write or sync failed, so what is pending must be written again elsewhere.
-        rounds: how often the keeper has seen it sealed.
+        sealed_at: monotonic seconds, if its file was open then.
     """
 
-    __slots__ = ("failed", "file", "parked", "path", "pending", "rounds", "sealed", "unread")
+    __slots__ = ("failed", "file", "parked", "path", "pending", "sealed", "sealed_at", "unread")
 
     def __init__(
         self, path: Path | None, file: AppendFile | None = None, *, unread: bool = False
@@ -65,12 +71,25 @@ class Segment:
         self.sealed = unread
         self.unread = unread
         self.failed = path is None
-        self.rounds = 0
+        self.sealed_at = 0.0
 
     @property
     def finished(self) -> bool:
         """Nothing needs this file any more."""
         return self.sealed and not self.unread and not self.pending and not self.parked
+
+    def seal(self) -> None:
+        """Note that nothing is appended any more, but by those who have claimed a place."""
+        self.sealed_at = time.monotonic()
+        self.sealed = True
+
+    @property
+    def late(self) -> bool:
+        """A thread that claimed a place before the sealing still holds the file, and may write.
+
+        Only for a sealed segment with a file: others get hold of the current one all the time.
+        """
+        return sys.getrefcount(self.file) > _UNHELD
 
     def size(self) -> int:
         """Return the bytes in the file."""

@@ -37,9 +37,14 @@ __all__ = ["WalWriter"]
 #: How often the keeper looks at the size of the segment while events come in, in seconds.
 _TICK = 0.05
 
-#: A thread that claimed a place just before sealing still writes to the sealed file. So that takes
-#: part in syncs for so many more rounds of the keeper, no two of them within one ``_TICK``.
-_ROUNDS_OPEN = 60
+#: A thread that claimed a place just before sealing still writes to the sealed file. The keeper
+#: waits so long for it, in seconds, before it syncs that file, and any newer one after it: else a
+#: power cut could take the late record, and not the thread's next ones. A thread takes longer only
+#: if it is stopped, or left its frame in a traceback; then the file takes part in each sync.
+_LATE = 0.5
+
+#: How often the keeper looks whether such a thread has written, in seconds.
+_LOOK = 0.001
 
 #: A file smaller than this is not worth replacing when everything in it is acknowledged.
 _MIN_SEAL = 64 * 1024
@@ -88,7 +93,6 @@ class WalWriter:
         self._error: OSError | None = None
         self._synced_at = time.monotonic()
         self._synced: tuple[Segment, int] | None = None  # the current one, and its size then
-        self._next_round = 0.0
         self._wake = threading.Event()
         self._closed = False
         self._ended = False
@@ -241,21 +245,22 @@ class WalWriter:
                 idle = not current.pending and not current.parked
                 if size >= self._options.segment_bytes or (idle and size >= _MIN_SEAL):
                     self._seal()
+            self._settle()
             due = self._synced_at + self._options.sync_interval
             if self._fsync == "interval" and time.monotonic() >= due:
                 self._synced_at = time.monotonic()
                 self._sync()
             self._delete_finished()
-            self._close_old()
 
-    def _close_old(self) -> None:
-        now = time.monotonic()
-        if now < self._next_round:
-            return
-        self._next_round = now + _TICK
+    def _settle(self) -> None:
+        """Sync and close sealed files to which nobody writes any more, oldest first."""
         for segment in self._segments:
-            segment.rounds += segment.sealed
-            if segment.rounds > _ROUNDS_OPEN:
+            if not segment.sealed or segment.file is None or segment.failed or segment.finished:
+                continue
+            if self._fsync == "interval":  # with others no record's safety hangs on an older file
+                while segment.late and time.monotonic() < segment.sealed_at + _LATE:
+                    time.sleep(_LOOK)
+            if not segment.late and (self._fsync == "never" or self._sync_segment(segment)):
                 segment.file = None
 
     def close(self) -> None:
@@ -312,6 +317,8 @@ class WalWriter:
         with self._keep_lock:
             if any(s.pending or s.failed for s in [*self._segments, self._current]):
                 return False
+            if any(s.sealed and s.file is not None for s in self._segments):
+                return False  # somebody is late
             current = self._current
             return self._fsync != "interval" or self._synced == (current, current.size())
 
@@ -345,7 +352,7 @@ class WalWriter:
             return False
         with self._swap_lock:
             before, self._current = self._current, fresh
-        before.sealed = True
+        before.seal()
         if before.path is None:
             self._segments.append(before)  # not forgotten if the next step fails
         try:
@@ -448,9 +455,7 @@ class WalWriter:
             return
         with self._swap_lock:
             self._current = fresh
-        before.sealed = True
-        if self._fsync != "never" and not before.finished:
-            self._sync_segment(before)
+        before.seal()
 
     def _sync(self) -> bool:
         """Sync every file that may have records that have not been synced; return success."""
@@ -469,7 +474,7 @@ class WalWriter:
         with self._sync_lock:
             file = segment.file
             if file is None and segment.sealed and not segment.failed:
-                return True  # synced when it was sealed, and whoever was late then as well
+                return True  # synced when nobody could write to it any more
             try:
                 if file is None or segment.failed:
                     raise OSError("the WAL cannot be written")
