@@ -190,24 +190,6 @@ def event(tenant: str, number: int = 0) -> AuditEvent:
 # ── everything arrives where it belongs ──
 
 
-def test_a_thousand_tenants_share_fifty_connections_and_never_meet(make_trail, makers):
-    trail = make_trail(mode="durable", batching={"max_size": 10, "flush_interval": 60})
-    tenants = [f"t{number:04}" for number in range(1000)]
-    for round_ in range(2):
-        for tenant in tenants:
-            trail.log(tenant, f"{tenant}.{round_}")
-    assert trail.flush(120)
-    assert Watched.most_open <= 50
-    for tenant in tenants:
-        assert makers.rows(tenant) == [(tenant, f"{tenant}.0"), (tenant, f"{tenant}.1")]
-    for tenant in tenants[::100]:
-        page = trail.query(tenant_id=tenant)
-        assert [found.action for found in page.logs] == [f"{tenant}.1", f"{tenant}.0"]
-    assert trail.stats()["dlq"]["pending"] == 0
-    assert trail.shutdown(60)
-    assert Watched.open_now == set()
-
-
 def test_tenants_whose_ids_look_alike_have_databases_of_their_own(make_trail, tmp_path):
     paths = {"a": "1", "A": "2", "a ": "3", "../a": "4", "é": "5", "e\u0301": "6", "none": "7"}
     trail = make_trail(lambda tenant: f"sqlite:///{tmp_path}/{paths[tenant]}.db")

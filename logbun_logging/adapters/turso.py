@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Final, Literal, get_args
 from urllib.parse import parse_qsl, urlsplit
@@ -127,8 +128,9 @@ class TursoAdapter:
 
     def _insert(self, rows: Sequence[bytes]) -> None:
         if rows:
+            statements = [*_inserts(rows)]
             with self._errors():
-                self._write([*_inserts(rows)])
+                self._with_table(partial(self._write, statements))
 
     def query(
         self, tenant_id: TenantScope, filters: Filters, pagination: Pagination
@@ -189,7 +191,8 @@ class TursoAdapter:
         while True:
             started = time.monotonic()
             with self._errors():
-                (rows,) = self._write([(statement, (*values, *place))])
+                step = (statement, (*values, *place))
+                (rows,) = self._with_table(partial(self._write, [step]))
             removed += len(rows)
             if len(rows) < _PRUNE_STEP:
                 return removed
@@ -206,7 +209,17 @@ class TursoAdapter:
         self._writing = threading.Lock()
 
     def _select(self, statement: str, values: Sequence[Any]) -> Rows:
-        return self._run([(statement, values)], self.timeout)[0]
+        return self._with_table(partial(self._run, [(statement, values)], self.timeout))[0]
+
+    def _with_table(self, run: Callable[[], list[Rows]]) -> list[Rows]:
+        """Run it, and again if the table was missing: in a namespace that was made anew it is."""
+        try:
+            return run()
+        except StatementError as error:
+            if f"no such table: {sql.TABLE}" not in str(error):
+                raise
+        self.init()
+        return run()
 
     def _write(self, statements: Sequence[Statement]) -> list[Rows]:
         """Run *statements* when no other thread writes.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.contract import sqld
@@ -23,3 +25,15 @@ def start_sqld(tmp_path_factory):
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def names_of_localhost(monkeypatch):
+    """Let every name that ends in ``.localhost`` be this machine, as a resolver should."""
+    look_up = socket.getaddrinfo
+
+    def find(host, *arguments, **options):
+        ours = isinstance(host, str) and host.endswith(".localhost")
+        return look_up("127.0.0.1" if ours else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)

@@ -27,6 +27,10 @@ VERSION = "0.24.1-pre.42"
 PORTS = range(12_000, 32_000)
 
 
+#: Asks no proxy for names that are this machine's own.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 class NoServerError(Exception):
     """There is no libSQL server on this machine, and none can be installed."""
 
@@ -143,7 +147,10 @@ class Sqld:
 
     def url(self, scheme="http", tenant=None):
         """Return the URL of the database, or with namespaces of a tenant's."""
-        host = "127.0.0.1" if tenant is None else f"{namespace(tenant)}.0.0.1"
+        host = "127.0.0.1"
+        if tenant is not None:
+            names = "db.localhost" if isinstance(tenant, str) else "0.0.1"
+            host = f"{namespace(tenant)}.{names}"
         return f"{scheme}://{host}:{self.port}"
 
     def empty(self, *tenants):
@@ -164,12 +171,21 @@ class Sqld:
         """Make the namespace of a tenant."""
         _post(f"http://127.0.0.1:{self._admin}/v1/namespaces/{namespace(tenant)}/create", {})
 
+    def delete(self, tenant):
+        """Remove the namespace of a tenant, and all that is in it."""
+        url = f"http://127.0.0.1:{self._admin}/v1/namespaces/{namespace(tenant)}"
+        with _direct.open(urllib.request.Request(url, method="DELETE"), timeout=15):
+            pass
+
     def token(self, **claims):
         """Return a token that the server takes, unless *claims* say otherwise."""
         return jwt.encode({"a": "rw", **claims}, self.key, algorithm="EdDSA")
 
     def run(self, *statements, tenant=None):
-        """Run statements, each an SQL text or one with its texts for parameters."""
+        """Run statements, each an SQL text or one with its texts for parameters.
+
+        Returns the rows of each.
+        """
         requests = []
         for statement in statements:
             text, *values = [statement] if isinstance(statement, str) else statement
@@ -178,16 +194,23 @@ class Sqld:
                 for value in values
             ]
             requests.append({"type": "execute", "stmt": {"sql": text, "args": args}})
+        # A stream that is left open counts as a connection, of which the server has but 128.
+        requests.append({"type": "close"})
         token = None if self.key is None else self.token()
         answer = _post(self.url("http", tenant) + "/v2/pipeline", {"requests": requests}, token)
         for result in answer["results"]:
             assert result["type"] == "ok", result
+        return [
+            [
+                tuple(value.get("value") for value in row)
+                for row in result["response"]["result"]["rows"]
+            ]
+            for result in answer["results"][:-1]
+        ]
 
     def _healthy(self):
         try:
-            with urllib.request.urlopen(
-                f"http://127.0.0.1:{self.port}/health", timeout=5
-            ) as answer:
+            with _direct.open(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
                 return answer.status == 200
         except OSError:
             return False
@@ -196,9 +219,10 @@ class Sqld:
 def namespace(tenant):
     """Return a tenant's namespace: the first label of a name that every resolver takes for ours.
 
-    The loopback address may be written ``0x7f.0.0.1``, with as many zeros as there are tenants.
+    The loopback address may be written ``0x7f.0.0.1``, with as many zeros as there are tenants. For
+    more than fit into a label, give texts, and use the fixture ``names_of_localhost``.
     """
-    return f"0x{'0' * tenant}7f"
+    return tenant if isinstance(tenant, str) else f"0x{'0' * tenant}7f"
 
 
 def new_key():
@@ -224,6 +248,6 @@ def _post(url, body, token=None):
     if token is not None:
         headers["authorization"] = f"Bearer {token}"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=15) as answer:
+    with _direct.open(request, timeout=15) as answer:
         data = answer.read()
     return json.loads(data) if data else None

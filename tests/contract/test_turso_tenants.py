@@ -32,7 +32,13 @@ def server(module_server):
 
 
 @pytest.fixture
-def trail(server, scheme, driver, make_trail):
+def connections():
+    """Return how many databases may be open: fewer than there are tenants."""
+    return 3
+
+
+@pytest.fixture
+def trail(server, scheme, driver, connections, make_trail):
     """Return a trail whose tenants ``0``, ``1``, … have the namespaces of their numbers."""
 
     async def resolve(tenant_id):
@@ -43,7 +49,7 @@ def trail(server, scheme, driver, make_trail):
         adapter=None,
         mode="durable",
         tenancy={"mode": "database_per_tenant", "resolve_connection": resolve},
-        pool={"max_active_connections": 3},
+        pool={"max_active_connections": connections},
         retry=QUICK,
         retention={"days": 90, "tenants": {"1": 36_500}},
     )
@@ -134,3 +140,46 @@ def test_pruning_names_the_namespaces_that_it_could_not_reach(trail, server):
         trail.prune()
     assert list(caught.value.failures) == [str(TENANTS)]
     assert set(caught.value.report) == {str(tenant) for tenant in range(TENANTS)}
+
+
+all_stay_open = pytest.mark.parametrize("connections", [TENANTS])
+
+
+@every_way
+@all_stay_open
+def test_a_namespace_that_is_deleted_and_made_again_gets_what_has_waited_for_it(trail, server):
+    log(trail, ["before"])
+    assert trail.flush(60)
+    server.delete(0)
+    try:
+        log(trail, ["meanwhile"])
+        assert trail.flush(60)
+        assert trail.stats()["dlq"]["pending_events"] == 1
+    finally:
+        server.create(0)
+
+    def delivered():
+        trail.run_maintenance()
+        return not trail.stats()["dlq"]["pending_events"]
+
+    assert wait_until(delivered, 60)
+    log(trail, ["after"])
+    assert trail.flush(60)
+    assert stored(server, 0) == [("0", "after"), ("0", "meanwhile")]
+    for tenant in range(1, TENANTS):
+        expected = [(str(tenant), action) for action in ("after", "before", "meanwhile")]
+        assert stored(server, tenant) == expected
+
+
+@every_way
+@all_stay_open
+def test_a_namespace_made_again_is_queried_and_pruned_though_nothing_was_logged_since(
+    trail, server
+):
+    log(trail, ["before"])
+    assert trail.flush(60)
+    for tenant in range(2):
+        server.delete(tenant)
+        server.create(tenant)
+    assert list(trail.iter(tenant_id="0")) == []
+    assert trail.prune() == {str(tenant): 0 for tenant in range(TENANTS)}
