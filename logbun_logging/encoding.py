@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from msgspec import to_builtins
 from uuid_utils import uuid7
 
 from logbun_logging.event import (
@@ -44,6 +45,11 @@ _TEXT_FIELDS: Final = (
 _OBJECT_FIELDS: Final = ("old_values", "new_values", "metadata")
 
 _BACKSLASH: Final = ord("\\")
+
+#: Types that hold no other values, so that only what is of another type is looked into.
+_PLAIN: Final = frozenset({str, int, float, bool, type(None), datetime})
+
+_moment_of: Final = datetime.fromtimestamp  # looked up once: 0.04 µs
 
 #: What a call may name; every other key is metadata.
 CALL_FIELDS: Final = frozenset((*_TEXT_FIELDS, *_OBJECT_FIELDS))
@@ -84,51 +90,43 @@ class EventEncoder:
         """
         try:
             # Spelt out field by field: a loop over the names doubles the cost of this function.
-            get, inherited = fields.get, context.get
-            actor = get("actor_id")
-            if actor is None or actor == "":
-                actor = inherited("actor_id")
-            if actor is None:
-                self._counters.add("unknown_actor")
-                actor = UNKNOWN_ACTOR
-            elif type(actor) is not str:
-                actor = plain_text(actor)
-            tenant = get("tenant_id")
-            if tenant is None or tenant == "":
-                tenant = inherited("tenant_id")
-            if tenant is not None and type(tenant) is not str:
-                tenant = plain_text(tenant)
-            entity_type = get("entity_type")
-            if entity_type is None:
-                entity_type = inherited("entity_type")
-            elif type(entity_type) is not str:
-                entity_type = plain_text(entity_type)
-            entity = get("entity_id")
-            if entity is None:
-                entity = inherited("entity_id")
-            elif type(entity) is not str:
-                entity = plain_text(entity)
-            outcome = get("outcome")
-            if outcome is None:
-                outcome = inherited("outcome")
-            elif type(outcome) is not str:
-                outcome = plain_text(outcome)
-            request = get("request_id")
-            if request is None:
-                request = inherited("request_id")
-            elif type(request) is not str:
-                request = plain_text(request)
-            address = get("ip_address")
-            if address is None:
-                address = inherited("ip_address")
-            elif type(address) is not str:
-                address = plain_text(address)
-            agent = get("user_agent")
-            if agent is None:
-                agent = inherited("user_agent")
-            elif type(agent) is not str:
-                agent = plain_text(agent)
-            old, new, metadata = get("old_values"), get("new_values"), get("metadata")
+            actor = fields.get("actor_id")
+            if type(actor) is not str or not actor:
+                if actor is None or actor == "":
+                    actor = context.get("actor_id")
+                if actor is None:
+                    self._counters.add("unknown_actor")
+                    actor = UNKNOWN_ACTOR
+                elif type(actor) is not str:
+                    actor = plain_text(actor)
+            tenant = fields.get("tenant_id")
+            if type(tenant) is not str or not tenant:
+                if tenant is None or tenant == "":
+                    tenant = context.get("tenant_id")
+                if tenant is not None and type(tenant) is not str:
+                    tenant = plain_text(tenant)
+            entity_type = fields.get("entity_type")
+            if type(entity_type) is not str:
+                entity_type = (
+                    context.get("entity_type") if entity_type is None else plain_text(entity_type)
+                )
+            entity = fields.get("entity_id")
+            if type(entity) is not str:
+                entity = context.get("entity_id") if entity is None else plain_text(entity)
+            outcome = fields.get("outcome")
+            if type(outcome) is not str:
+                outcome = context.get("outcome") if outcome is None else plain_text(outcome)
+            request = fields.get("request_id")
+            if type(request) is not str:
+                request = context.get("request_id") if request is None else plain_text(request)
+            address = fields.get("ip_address")
+            if type(address) is not str:
+                address = context.get("ip_address") if address is None else plain_text(address)
+            agent = fields.get("user_agent")
+            if type(agent) is not str:
+                agent = context.get("user_agent") if agent is None else plain_text(agent)
+            old, new = fields.get("old_values"), fields.get("new_values")
+            metadata = fields.get("metadata")
             if extra:
                 metadata = extra if metadata is None else {**extra, **metadata}
             if (
@@ -137,7 +135,21 @@ class EventEncoder:
                 and (metadata is None or type(metadata) is dict)
                 and type(action) is str
             ):
-                moment = datetime.fromtimestamp(created, UTC)
+                # The encoder copies a msgspec.Raw unread, whatever is in it; the other one of the
+                # same library refuses it. Spelt out as well: this costs 0.1 µs, a loop twice that.
+                if old is not None:
+                    for value in old.values():
+                        if type(value) is not str and type(value) not in _PLAIN:
+                            to_builtins(value)
+                if new is not None:
+                    for value in new.values():
+                        if type(value) is not str and type(value) not in _PLAIN:
+                            to_builtins(value)
+                if metadata is not None:
+                    for value in metadata.values():
+                        if type(value) is not str and type(value) not in _PLAIN:
+                            to_builtins(value)
+                moment = _moment_of(created, UTC)
                 payload = encode_event(
                     AuditEvent(
                         str(uuid7()),

@@ -2,7 +2,8 @@
 
 A rule is a key name (``"password"``), which matches that key at any depth, or a dotted path
 (``"metadata.card.number"``) from the event's field down; ``*`` stands for one key. Names are
-compared whole and without regard to case: ``token`` does not match ``tokenizer``.
+compared whole and without regard to case: ``token`` does not match ``tokenizer``. They are compared
+as they are stored, without NUL and lone surrogates.
 """
 
 from __future__ import annotations
@@ -14,8 +15,16 @@ from typing import Final
 import msgspec
 
 from logbun_logging.errors import ConfigurationError
+from logbun_logging.values import clean_text
 
 __all__ = ["Redactor"]
+
+#: A key with a character that case folding turns into ASCII letters, as the Kelvin sign into "k".
+_FOLDS_TO_ASCII: Final = re.compile(
+    b"(?:"
+    + "|".join("\u017f\u212a\u00df\u1e9e\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06").encode()
+    + rb')[^"]*":'
+)
 
 #: Fields that the pipeline itself needs: redacting them would break it.
 PROTECTED: Final = frozenset({"id", "created_at", "action", "tenant_id"})
@@ -32,7 +41,7 @@ class Redactor:
         names: set[str] = set()
         paths: list[tuple[str, ...]] = []
         for rule in rules:
-            parts = tuple(rule.casefold().split(".")) if isinstance(rule, str) else ()
+            parts = tuple(_folded(rule).split(".")) if isinstance(rule, str) else ()
             if not all(parts) or not parts or parts in {(name,) for name in PROTECTED}:
                 allowed = "key names or dotted paths, but not " + ", ".join(sorted(PROTECTED))
                 raise ConfigurationError("redact", rule, allowed)
@@ -52,14 +61,22 @@ class Redactor:
 
     def may_match(self, payload: bytes) -> bool:
         """Tell cheaply whether an encoded event can contain a key to redact."""
-        return not self._certain or self._hint.search(payload) is not None
+        return (
+            not self._certain
+            or self._hint.search(payload) is not None
+            or (not payload.isascii() and _FOLDS_TO_ASCII.search(payload) is not None)
+        )
 
     def __call__(self, path: tuple[str, ...]) -> bool:
         """Tell whether the value at *path* (the event's field first) is to be replaced."""
-        if path[-1].casefold() in self._names:
+        if _folded(path[-1]) in self._names:
             return True
-        folded = tuple(part.casefold() for part in path) if self._paths else ()
+        folded = tuple(map(_folded, path)) if self._paths else ()
         return any(_matches(rule, folded) for rule in self._paths)
+
+
+def _folded(name: str) -> str:
+    return clean_text(name).casefold()
 
 
 def _matches(rule: tuple[str, ...], path: tuple[str, ...]) -> bool:

@@ -176,6 +176,8 @@ class Normalizer:
             return self.text(f"{type(value).__name__}: {safe_str(value)}")
         if isinstance(value, str | PurePath):
             return self.text(value)
+        if isinstance(value, msgspec.Raw):
+            return self._inside(value, path, self._raw)
         if isinstance(value, memoryview):  # has a tolist() as well
             return self.text(msgspec.to_builtins(bytes(value)))
         for method in ("model_dump", "tolist"):  # pydantic models; numpy arrays and scalars
@@ -184,7 +186,15 @@ class Normalizer:
                 return self._inside(convert, path, self._call)
         if hasattr(type(value), "__dataclass_fields__") or hasattr(type(value), "__attrs_attrs__"):
             return self._inside(value, path, self._attributes)
-        builtin = msgspec.to_builtins(value)
+        return self._builtin(value, path)
+
+    def _builtin(self, value: Any, path: tuple[str, ...]) -> Any:
+        def convert(inner: Any) -> Any:
+            if inner is value:
+                raise TypeError(type(value).__name__)
+            return self.value(inner)
+
+        builtin = msgspec.to_builtins(value, enc_hook=convert)
         return self.value(builtin, path) if builtin is not value else self.text(value)
 
     def _inside(
@@ -203,8 +213,9 @@ class Normalizer:
     def _mapping(self, value: Mapping[Any, Any], path: tuple[str, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, item in islice(value.items(), MAX_ITEMS):
-            name = _free_name(self.text(_key_text(key)), result)
-            inner = (*path, name)
+            text = clean_text(_key_text(key))
+            name = _free_name(self.text(text), result)
+            inner = (*path, text)  # the name as it was given: not cut, nor made distinct
             if self._redacts is not None and self._redacts(inner):
                 result[name] = REDACTED
             else:
@@ -220,6 +231,14 @@ class Normalizer:
             self.cuts += 1
             result.append(f"[+{len(value) - MAX_ITEMS} items]")
         return result
+
+    def _raw(self, value: msgspec.Raw, path: tuple[str, ...]) -> Any:
+        try:
+            decoded = msgspec.json.decode(value)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            # Not even as text: what is secret in it can only be found by reading it.
+            return "[MALFORMED JSON]"
+        return self.value(decoded, path)
 
     def _call(self, convert: Callable[[], Any], path: tuple[str, ...]) -> Any:
         return self.value(convert(), path)

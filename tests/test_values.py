@@ -9,6 +9,7 @@ import enum
 import pathlib
 import time
 import uuid
+from collections import UserDict
 
 import msgspec
 import pytest
@@ -318,6 +319,105 @@ def test_redaction_by_path_leaves_the_same_name_elsewhere():
 def test_fields_themselves_can_be_redacted():
     event = encode({"a": 1}, redact=["ip_address", "metadata"], ip_address="203.0.113.9")
     assert (event.ip_address, event.metadata) == ("[REDACTED]", {"value": "[REDACTED]"})
+
+
+@pytest.mark.parametrize(
+    ("rule", "key"),
+    [
+        ("password", "pa\u017fsword"),  # a long s
+        ("token", "to\u212aen"),  # the Kelvin sign
+        ("strasse", "Stra\u00dfe"),
+        ("strasse", "STRA\u1e9eE"),
+        ("office", "o\ufb03ce"),
+        ("stra\u00dfe", "STRASSE"),
+        ("caf\u00e9", "CAF\u00c9"),
+        ("pass\0word", "pass\0word"),
+        ("pass\u2400word", "pass\0word"),
+        ("pass\ud800word", "Pass\ud800word"),
+        ("pass\ud83d\ude00", "pass\U0001f600"),
+        ("a\tb", "A\tB"),
+        ('a"b', 'A"B'),
+        ("a\\b", "A\\B"),
+        ("7", 7),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "metadata.", "metadata.*."])
+def test_redaction_looks_at_the_key_alone(rule, key, prefix):
+    inner = {key: "secret"}
+    given = {"a": inner} if "*" in prefix else inner
+    for others in ({}, {"z": "\0"}, {"z": object()}, {"z": rule}, {rule: "x"}):
+        event = encode({**given, **others}, redact=[prefix + rule])
+        assert "secret" not in str(event), others
+
+
+def test_a_key_that_only_looks_like_a_redacted_one_stays():
+    given = {"tok\u00e9n": 1, "\u212a": "token", "x": '\u212a":', "\u00df": "token"}
+    assert encode(given, redact=["token"]).metadata == given
+
+
+def test_redaction_is_by_the_name_as_it_was_given():
+    given = {"a\u2400": 1, "a\0": 2, "p" * 3000: 3, "P" * 3001: 4, "z": 0}
+    event = encode(given, redact=["a\0", "p" * 3000])
+    assert sorted(map(str, event.metadata.values())) == ["0", "4"] + ["[REDACTED]"] * 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"nul",
+        b'"a',
+        b'"\xff"',
+        b'1,"evil":2',
+        b'1},"tenant_id":"evil","x":{"a":1',
+        b'{"a":1}\n{"b":2}',
+        b"[" * 100_000,
+    ],
+)
+def test_raw_json_that_is_malformed_is_never_written(data):
+    for field in ("metadata", "old_values", "new_values"):
+        event = encode(**{field: {"v": msgspec.Raw(data), "w": 1}, "tenant_id": "t1"})
+        assert getattr(event, field) == {"v": "[MALFORMED JSON]", "w": 1}
+        assert event.tenant_id == "t1"
+
+
+class Wrapped(msgspec.Struct):
+    raw: msgspec.Raw
+    password: str = "secret"
+
+
+@dataclasses.dataclass
+class Held:
+    raw: msgspec.Raw
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda raw: raw,
+        lambda raw: {"a": raw},
+        lambda raw: [raw],
+        lambda raw: ({"a": [raw]},),
+        lambda raw: UserDict(a=raw),
+        Wrapped,
+        Held,
+        lambda raw: [Wrapped(raw)],
+    ],
+)
+def test_raw_json_is_read_wherever_it_is(wrap):
+    raw = msgspec.Raw(b'{"p\\u0061ssword" : "secret", "plan": "pro\\u0000"}')
+    text = msgspec.json.encode(encode({"v": wrap(raw)}, redact=["password"])).decode()
+    assert "secret" not in text
+    assert "[REDACTED]" in text
+    assert '"plan":"pro\u2400"' in text
+
+
+def test_raw_json_whose_keys_are_plain_is_redacted_as_well():
+    raw = msgspec.Raw(b'{"password":"secret","plan":[1,{"a":null}]}')
+    assert encode({"v": raw}).metadata == {"v": {"password": "secret", "plan": [1, {"a": None}]}}
+    event = encode({"v": raw}, redact=["metadata.v.password"])
+    assert event.metadata == {"v": {"password": "[REDACTED]", "plan": [1, {"a": None}]}}
 
 
 def test_context_supplies_what_the_call_does_not():
