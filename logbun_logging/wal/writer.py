@@ -461,7 +461,8 @@ class WalWriter:
         """Sync every file that may have records that have not been synced; return success."""
         segments = tuple(self._segments)  # in one step: the keeper may seal meanwhile
         current = self._current
-        size = current.size()
+        # Nobody asks for the size under other policies, and it would cost each call a system call.
+        size = current.size() if self._fsync == "interval" else 0
         results = [
             self._sync_segment(segment)
             for segment in (*segments, *([] if current in segments else [current]))
