@@ -6,7 +6,7 @@ A logging call never raises any of them: they come from set-up, queries and oper
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 __all__ = [
@@ -31,11 +31,27 @@ class ConfigurationError(LogbunError, ValueError):
     The message names the option, the value that was given and what is allowed.
     """
 
-    def __init__(self, option: str, value: object, allowed: str) -> None:
+    def __init__(self, option: str, value: object, allowed: str, *, problem: str = "") -> None:
         self.option = option
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{option}={_shown(value)}: allowed is {allowed}")
+        self.problem = problem
+        found = f"{problem}; " if problem else ""
+        given = _masked(f"{option}={_shown(value)}")
+        super().__init__(f"{given}: {found}allowed is {allowed}")
+
+    @classmethod
+    def unknown(
+        cls, option: str, value: object, known: Iterable[str], prefix: str = ""
+    ) -> ConfigurationError:
+        """Return the error of an option, named *prefix* and *option*, that is none of *known*."""
+        from difflib import get_close_matches  # noqa: PLC0415 - only who misspells pays for it
+
+        names = list(known)
+        close = get_close_matches(option, names, n=1)
+        hint = f", did you mean {prefix + close[0]!r}?" if close else ""
+        allowed = f"one of {', '.join(names)}"
+        return cls(prefix + option, value, allowed, problem=f"there is no such option{hint}")
 
 
 class NotReadyError(LogbunError):
@@ -101,5 +117,9 @@ def _shown(value: object) -> str:
         text = repr(value)
     except Exception:  # a hostile __repr__ must not hide the message
         text = f"<unprintable {type(value).__name__}>"
-    text = _SECRET.sub(lambda found: f"{found[1] or found[2]}***", text)
+    text = _masked(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def _masked(text: str) -> str:
+    return _SECRET.sub(lambda found: f"{found[1] or found[2]}***", text)

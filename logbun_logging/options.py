@@ -6,8 +6,10 @@ Everything that comes from a user (keyword arguments, ``dictConfig``, JSON, YAML
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -277,7 +279,7 @@ def parse_options(given: Mapping[str, Any]) -> TrailOptions:
     if _per_tenant(parsed):
         parsed.setdefault("require_tenant_id", True)
     options = TrailOptions(**parsed)
-    _check_together(options)
+    _check_together(options, parsed)
     return options
 
 
@@ -306,7 +308,7 @@ def _refuse_unknown(prefix: str, values: Mapping[Any, Any], group: type[Any]) ->
     known = group.__struct_fields__
     for key in values:
         if key not in known:
-            raise ConfigurationError(f"{prefix}{key}", values[key], f"one of {_names(group)}")
+            raise ConfigurationError.unknown(str(key), values[key], known, prefix)
 
 
 def _names(group: type[Any]) -> str:
@@ -325,10 +327,7 @@ def _value(option: str, value: Any) -> Any:
             raise ConfigurationError(option, value, _HINTS["namespace"])
         return value
     if option == "data_dir":
-        try:
-            return Path(value).expanduser().absolute()
-        except TypeError:
-            raise ConfigurationError(option, value, "a path") from None
+        return _folder(option, value)
     if option == "require_tenant_id":
         if not isinstance(value, bool):
             raise ConfigurationError(option, value, "True or False")
@@ -354,6 +353,14 @@ def _number(option: str, value: Any) -> float:
         kind = "a whole number" if whole else "a number"
         raise ConfigurationError(option, value, f"{kind} from {low:,} to {high:,}")
     return value
+
+
+def _folder(option: str, value: Any) -> Path:
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if isinstance(path, str) and path and "\0" not in path:
+        with suppress(RuntimeError):  # "~somebody" who is not known here
+            return Path(path).expanduser().absolute()
+    raise ConfigurationError(option, value, "the path of a folder")
 
 
 def _cron(option: str, value: Any) -> str:
@@ -392,7 +399,11 @@ def _redactor(option: str, value: Any) -> Redactor | None:
     return Redactor(rules) if rules else None
 
 
-def _check_together(options: TrailOptions) -> None:
+def _check_together(options: TrailOptions, given: Mapping[str, Any]) -> None:
+    for name in ("fsync", "wal"):
+        if name in given and options.mode != "durable":
+            allowed = f"absent with mode={options.mode!r}, which writes no WAL; or mode='durable'"
+            raise ConfigurationError(name, given[name], allowed)
     if options.mode == "durable" and options.batching.on_queue_full == "drop":
         allowed = "'dlq' or 'block' with mode='durable', which never drops; or mode='volatile'"
         raise ConfigurationError("batching.on_queue_full", "drop", allowed)

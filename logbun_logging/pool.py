@@ -423,7 +423,7 @@ def _reason(tenant_id: str, error: BaseException | None) -> Exception:
     """Return a new error for each thread that waited for the same database in vain."""
     reason: Exception
     if isinstance(error, ConfigurationError):
-        reason = ConfigurationError(error.option, error.value, error.allowed)
+        reason = ConfigurationError(error.option, error.value, error.allowed, problem=error.problem)
     else:
         text = f"{type(error).__name__}: {error}"
         reason = AdapterUnavailableError(f"the database of tenant {tenant_id!r}: {text}")

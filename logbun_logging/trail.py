@@ -288,7 +288,9 @@ class AuditTrail:
         if not (tenant_id is None or tenant_id == "" or isinstance(tenant_id, AllTenants)):
             raise QueryError(f"tenant_id={tenant_id!r}: allowed is a string, None or ALL_TENANTS")
         if self.options.require_tenant_id:
-            raise TenantRequiredError("tenant_id=None: require_tenant_id is on, so name a tenant")
+            raise TenantRequiredError(
+                f"tenant_id={tenant_id!r}: require_tenant_id is on, so name a tenant"
+            )
         return tenant_id or None
 
     def _fetch(

@@ -201,8 +201,10 @@ def test_a_tenant_can_be_required(make_trail, make_logger):
     assert [event.action for event in adapter.events.values()] == ["some"]
     assert trail.stats()["refused"] == 1
     assert trail.stats()["dlq"]["pending_events"] == 1
-    with pytest.raises(TenantRequiredError):
+    with pytest.raises(TenantRequiredError, match="tenant_id=None"):
         trail.query()
+    with pytest.raises(TenantRequiredError, match="tenant_id=ALL_TENANTS"):
+        trail.query(tenant_id=logbun_logging.ALL_TENANTS)
     assert len(trail.query(tenant_id="t").logs) == 1
 
 
@@ -233,13 +235,31 @@ BAD_OPTIONS = [
     ({"adapter": "nowhere"}, "adapter='nowhere'"),
     ({"adapter": "sqlite://host/path"}, "sqlite:///"),
     ({"adapter": {"type": "oracle"}}, "adapter.type='oracle'"),
-    ({"adapter": {"type": "sqlite", "pth": "x"}}, "SQLiteAdapter"),
+    ({"adapter": {"type": "sqlite", "pth": "x"}}, "adapter.pth='x'.*did you mean 'adapter.path'"),
+    ({"adapter": {"type": "sqlite"}}, "SQLiteAdapter"),
+    (
+        {"adapter": "sqlite:///a.db?busytimeout=1"},
+        "adapter.busytimeout='1'.*'adapter.busy_timeout'",
+    ),
     ({"adapter": {"type": "sqlite", "path": ":memory:"}}, "adapter.path=':memory:'"),
     ({"adapter": object()}, "bulk_insert"),
     ({"mode": "durble"}, "mode='durble'.*'volatile' or 'durable'"),
     ({"fsync": "sometimes"}, "fsync='sometimes'.*'always' or 'interval' or 'never'"),
+    ({"mode": "volatile", "fsync": "always"}, "fsync='always'.*absent.*mode='durable'"),
+    ({"fsync": "interval"}, "fsync='interval'.*absent with mode='volatile'"),
+    ({"wal": {"segment_bytes": 4096}}, "wal=.*absent with mode='volatile'"),
     ({"data_dir": 5}, "data_dir=5"),
-    ({"btching": {}}, "btching.*batching"),
+    ({"data_dir": ""}, "data_dir='': allowed is the path of a folder"),
+    ({"data_dir": "a\0b"}, "data_dir=.*the path of a folder"),
+    ({"data_dir": b"a"}, "data_dir=b'a'"),
+    ({"data_dir": "~nobody-of-that-name/x"}, "data_dir='~nobody"),
+    ({"adapter": {"type": "sqlite", "path": "a\0b"}}, "adapter.path="),
+    (
+        {"btching": {}},
+        "btching={}: there is no such option, did you mean 'batching'.*; allowed is one of name",
+    ),
+    ({"colour": 1}, "colour=1: there is no such option; allowed is one of namespace"),
+    ({"retry": {"max_retrys": 1}}, "retry.max_retrys=1: .*did you mean 'retry.max_retries'"),
     ({"batching": 5}, "batching=5"),
     ({"batching": {"max_size": 0}}, "batching.max_size=0.*from 1 to 10,000"),
     ({"batching": {"max_size": True}}, "batching.max_size=True"),
@@ -265,6 +285,12 @@ def test_a_wrong_option_is_refused_at_set_up(tmp_path, options, message):
     given = {"namespace": "test", "adapter": f"sqlite:///{tmp_path}/a.db", **options}
     with pytest.raises(ConfigurationError, match=message):
         AuditTrail(**given)
+
+
+def test_a_misspelt_option_is_refused_wherever_it_is_given(tmp_path):
+    for make in (logbun_logging.AuditQueueHandler, logbun_logging.BatchingAuditHandler):
+        with pytest.raises(ConfigurationError, match="did you mean 'namespace'"):
+            make(nmespace="test", adapter=f"sqlite:///{tmp_path}/a.db")
 
 
 def test_a_database_that_comes_late_gets_everything(make_trail, make_logger, tmp_path):

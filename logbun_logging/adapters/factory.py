@@ -5,6 +5,7 @@ No driver is imported before the adapter that needs it is made.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
@@ -67,8 +68,13 @@ def _from_mapping(options: dict[str, Any], option: str) -> Adapter:
     name = _TYPES.get(kind, kind) if isinstance(kind, str) else None
     if name not in CLASSES:
         raise ConfigurationError(f"{option}.type", kind, " or ".join(map(repr, _TYPES)))
+    adapter_class = load_adapter_class(name)
+    known = inspect.signature(adapter_class).parameters
+    for key, value in options.items():
+        if key not in known:
+            raise ConfigurationError.unknown(str(key), value, known, f"{option}.")
     try:
-        adapter: Adapter = load_adapter_class(name)(**options)
+        adapter: Adapter = adapter_class(**options)
     except TypeError as error:
         raise ConfigurationError(option, options, f"the arguments of {name} ({error})") from error
     return adapter

@@ -57,7 +57,8 @@ class SQLiteAdapter:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 5.0) -> None:
-        if not isinstance(path, str | os.PathLike) or str(path) in {"", ":memory:"}:
+        text = str(path) if isinstance(path, str | os.PathLike) else ""
+        if text in {"", ":memory:"} or "\0" in text:
             raise ConfigurationError("adapter.path", path, "the path of a file")
         if isinstance(busy_timeout, bool) or not isinstance(busy_timeout, int | float):
             raise ConfigurationError("adapter.busy_timeout", busy_timeout, "a number of seconds")
