@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -33,8 +35,8 @@ _WINDOW = 10_000
 #: How often recovery looks whether there is room again, in seconds.
 _LOOK = 0.02
 
-#: Recovered events between two looks at the database's health.
-_HEALTH_EVERY = 64
+#: Recovered events that are let in together, between two looks at the database's health.
+_PORTION = 64
 
 #: How often the thread looks whether something has to be done, in seconds.
 _TICK = 0.5
@@ -222,12 +224,14 @@ class Redelivery:
         """Let into memory what only the segment's file has; return False if we are to stop."""
         parked = segment.parked
         known = {entry.payload for entry in [*segment.pending]}
+        entries = read_segment(segment, self._damaged)
         try:
-            for entry in read_segment(segment, self._damaged):
-                if entry.payload in known:
-                    segment.pending.pop(entry, None)
-                elif not self._readmit(entry):
+            while portion := list(islice(entries, _PORTION)):
+                fresh = [entry for entry in portion if entry.payload not in known]
+                left = self._readmit(fresh)
+                for entry in {*portion}.difference(fresh) | {*left}:
                     segment.pending.pop(entry, None)  # it is in the file alone, as before
+                if left:
                     return False
         except OSError as error:  # the other files are to be had
             reason = f"{type(error).__name__}: {error}"
@@ -241,17 +245,21 @@ class Redelivery:
             if log.release():
                 self._adopted.remove(log)
 
-    def _readmit(self, entry: Entry) -> bool:
-        """Let a recovered entry into memory when there is room; False if we are to stop."""
-        while not self._stopping.is_set():
-            if self._counters["recovered"] % _HEALTH_EVERY == 0 and not self._healthy():
+    def _readmit(self, entries: Sequence[Entry]) -> deque[Entry]:
+        """Let recovered entries into memory as there is room; return what is left if we stop."""
+        waiting = deque(entries)
+        while waiting and not self._stopping.is_set():
+            admitted: list[Entry] = []
+            if not self._healthy():
                 self._bootstrap()  # a record is nowhere safer than in the WAL: it waits there
-            elif self._buffers.events < _WINDOW and self._buffers.admit(entry) == "admitted":
-                self._buffers.put([entry])
-                self._counters.add("recovered")
-                return True
-            self._stopping.wait(_LOOK)
-        return False
+            elif self._buffers.events < _WINDOW:
+                while waiting and self._buffers.admit(waiting[0]) == "admitted":
+                    admitted.append(waiting.popleft())
+                self._buffers.put(admitted)
+                self._counters.add("recovered", len(admitted))
+            if waiting and not admitted:
+                self._stopping.wait(_LOOK)
+        return waiting
 
     def _damaged(self, path: Path, records: int) -> None:
         self._counters.add("corrupt", records)

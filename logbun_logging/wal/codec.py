@@ -11,7 +11,7 @@ from zlib import crc32
 
 import msgspec
 
-from logbun_logging.event import AuditEvent, Entry
+from logbun_logging.event import Entry, decode_event
 
 __all__ = ["encode_line", "entry_of", "read_records"]
 
@@ -74,7 +74,6 @@ class _Head(msgspec.Struct):
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
-_decode_event = msgspec.json.Decoder(AuditEvent).decode
 
 
 def entry_of(payload: bytes, *, check: bool = False) -> Entry | None:
@@ -83,8 +82,6 @@ def entry_of(payload: bytes, *, check: bool = False) -> Entry | None:
     Only what the pipeline needs is decoded, unless *check* asks for the whole.
     """
     try:
-        if check:
-            _decode_event(payload)
-        return Entry(_decode_head(payload).tenant_id, payload)
+        return Entry((decode_event if check else _decode_head)(payload).tenant_id, payload)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
