@@ -81,6 +81,7 @@ _OUTAGES: Final = frozenset(
 _REFUSALS: Final = frozenset(
     {
         6,  # CANNOT_PARSE_TEXT
+        25,  # CANNOT_PARSE_ESCAPE_SEQUENCE
         26,  # CANNOT_PARSE_QUOTED_STRING
         27,  # CANNOT_PARSE_INPUT_ASSERTION_FAILED
         33,  # CANNOT_READ_ALL_DATA
@@ -114,6 +115,9 @@ os.register_at_fork(after_in_child=_note_a_lost_engine)
 class Connections(Protocol):
     """Lends clients; safe to call from any thread."""
 
+    #: What is sent is to be compressed by this; None: as it is.
+    compression: str | None
+
     def open(self) -> None:
         """Connect, unless that is done."""
         ...
@@ -139,6 +143,8 @@ class Server:
         timeout: seconds for connecting, and for each answer.
         settings: ClickHouse settings, sent with every request.
     """
+
+    compression: str | None = "lz4"
 
     def __init__(
         self, options: Mapping[str, Any], *, timeout: float, settings: Mapping[str, Any]
@@ -169,7 +175,7 @@ class Server:
                     autogenerate_session_id=False,
                     # Closing the shared one would close it under the application's own clients.
                     dedicated_pool=True,
-                    compress="lz4",
+                    compress=self.compression,
                 )
                 client.timeout = Timeout(connect=self._timeout, read=self._timeout)
                 self._client = client
@@ -202,6 +208,8 @@ class Embedded:
         path: the engine's folder.
         settings: ClickHouse settings.
     """
+
+    compression: str | None = None
 
     def __init__(self, path: Path, *, settings: Mapping[str, Any]) -> None:
         self._path = path

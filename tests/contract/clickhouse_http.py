@@ -89,7 +89,8 @@ class Handler(BaseHTTPRequestHandler):
             given |= self.form(body)
             body = b""
         try:
-            self.answer(200, *self.run(given, given.get("query", "").encode() + body))
+            query = given.get("query", "").encode()
+            self.answer(200, *self.run(given, query + b"\n" + body if query else body))
         except Exception as error:
             text = str(error)
             found = ERROR_CODE.search(text)

@@ -13,8 +13,15 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from logbun_logging import AdapterUnavailableError, AuditTrail, ConfigurationError, QueryError
+from logbun_logging import (
+    AdapterUnavailableError,
+    AuditTrail,
+    ConfigurationError,
+    QueryError,
+    RejectedEventsError,
+)
 from logbun_logging.adapters import ClickHouseAdapter
+from logbun_logging.event import decode_event, encode_event
 from logbun_logging.query import ALL_TENANTS, Pagination, make_filters
 from logbun_logging.testing import AdapterContract, samples
 from logbun_logging.testing.contract import newest_first, read
@@ -119,6 +126,75 @@ def test_the_same_batch_again_makes_no_copies(adapter, database):
     for _ in range(3):
         adapter.bulk_insert("t", events)
     assert run(database, "SELECT count() FROM default.audit_logs") == [(20,)]
+
+
+# ── events as lines of JSON ──
+
+
+def encoded(**fields):
+    (event,) = aged(1)
+    return msgspec.structs.replace(event, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"actor_id": "unknown", "action": 'a","actor_id":"x', "new_values": {"actor_id": "x"}},
+        {"action": "ends in a backslash\\", "actor_id": ""},
+        {"id": 'not a UUID, but "quoted"'},
+        {"created_at": "1969-12-31T23:59:59.999999Z"},
+        {"created_at": "1970-01-01T00:00:00.000000Z"},
+        {"created_at": "2199-12-31T23:59:59.999999Z"},
+        {"created_at": "2200-01-01T00:00:00.000000Z"},
+        {"created_at": "9999-12-31T23:59:59.999999Z"},
+        {"tenant_id": ""},
+        {"tenant_id": "\0a"},
+        {"tenant_id": None, "metadata": {}},
+        {"metadata": {"a": {"b": [1, None, "\n", {"c": 1e400}]}, "id": "x", "n": 10**30}},
+    ],
+    ids=repr,
+)
+def test_an_encoded_event_is_stored_as_the_event_would_be(adapter, fields):
+    event = encoded(**fields)
+    payload = encode_event(event)
+    other = encode_event(msgspec.structs.replace(aged(2)[0], tenant_id=event.tenant_id))
+    adapter.insert_encoded([(event.tenant_id, [other, payload])])
+    assert decode_event(payload) in read(adapter, event.tenant_id)
+    by_columns = msgspec.structs.replace(decode_event(payload), id="zzz")
+    adapter.bulk_insert(event.tenant_id, [by_columns])
+    assert by_columns in read(adapter, event.tenant_id)
+    assert len(read(adapter, event.tenant_id)) == 3
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        (b'"tenant_id":"t"', b'"tenant_id":5'),
+        (b'"tenant_id":"t"', b'"tenant_id":true'),
+        (b'"tenant_id":"t"', b'"tenant_id":["t"]'),
+        (b'"tenant_id":"t"', b'"tenant_id":"\\ud800"'),
+        (b'"actor_id":"u"', b'"actor_id":null'),
+        (b'"metadata":{', b'"metadata":5,"more":{'),
+        (b"}}", b"}"),
+        (b"}}", b"}} {"),
+        (b"-06-", b"-19-"),
+        (b'"created_at"', b'"made_at"'),
+    ],
+)
+def test_of_a_large_batch_with_something_else_than_an_event_nothing_is_stored(adapter, told, found):
+    good = [encode_event(event) for event in aged(1, count=10_000)]
+    payload = encode_event(encoded(actor_id="u", metadata={"a": 1}))
+    assert payload.count(told) == 1
+    with pytest.raises(RejectedEventsError):
+        adapter.insert_encoded([("t", [*good, payload.replace(told, found)])])
+    assert read(adapter) == []
+
+
+def test_an_event_of_a_newer_version_is_stored_without_what_is_not_known(adapter):
+    payload = encode_event(encoded())
+    assert adapter.insert_encoded([("t", [payload[:-1] + b',"mood":{"good":[1]}}'])])
+    assert read(adapter) == [encoded()]
 
 
 # ── times ──

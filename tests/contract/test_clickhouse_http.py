@@ -12,6 +12,7 @@ import pytest
 from logbun_logging import AdapterUnavailableError, AuditTrail
 from logbun_logging.adapters import ClickHouseAdapter
 from logbun_logging.adapters.clickhouse_sql import tenant_key
+from logbun_logging.event import encode_event
 from logbun_logging.testing import AdapterContract, ServerContract, samples
 from logbun_logging.testing.contract import logger_of, newest_first, read
 from tests.contract.clickhouse_http import PASSWORD, USER, ClickHouseServer
@@ -185,7 +186,7 @@ def test_small_inserts_may_be_collected_and_large_ones_are_recognised_when_they_
     make_adapter, server
 ):
     adapter = make_adapter()
-    small, large = [samples.encode("a")], [samples.encode("b")] * 5000
+    small, large = [b"a"], [b"b"] * 5000
     assert adapter._insert_settings(small)["async_insert"] == 1
     assert adapter._insert_settings(small)["wait_for_async_insert"] == 1
     assert adapter._insert_settings(large)["async_insert"] == 0
@@ -193,8 +194,10 @@ def test_small_inserts_may_be_collected_and_large_ones_are_recognised_when_they_
     assert len(tokens) == 1
     adapter = make_adapter(async_insert=False)
     adapter.init()
+    event = [samples.encode("a")]
     for _ in range(3):
-        adapter.bulk_insert(None, small)
+        adapter.bulk_insert(None, event)
+        adapter.insert_encoded([(None, [*map(encode_event, event)])])
     assert server.run("SELECT count() FROM audit_logs").strip() == "1"
     adapter.close()
 
