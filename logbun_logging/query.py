@@ -28,6 +28,7 @@ __all__ = [
     "decode_cursor",
     "encode_cursor",
     "make_filters",
+    "utc_text",
 ]
 
 MAX_LIMIT: Final = 1000
@@ -104,7 +105,8 @@ def make_filters(
     """Normalise what a caller asks for.
 
     Raises:
-        QueryError: a date cannot be read, or a value has the wrong type.
+        QueryError: a date cannot be read, an action has a ``*`` before its end, or a value has the
+            wrong type.
     """
     exact: list[str] = []
     prefixes: list[str] = []
@@ -115,6 +117,9 @@ def make_filters(
             if not isinstance(item, str):
                 raise QueryError(f"action={item!r}: allowed are strings, e.g. 'course.*'")
             text = clean_text(plain_text(item))
+            if "*" in text[:-1]:
+                allowed = "whole actions, or a prefix with one '*' at its end, e.g. 'course.*'"
+                raise QueryError(f"action={item!r}: allowed are {allowed}")
             if text.endswith("*"):
                 prefixes.append(text[:-1])
             else:
@@ -134,8 +139,8 @@ def make_filters(
         actions=tuple(dict.fromkeys(exact)),
         action_prefixes=tuple(dict.fromkeys(prefixes)),
         equal=tuple(pairs),
-        start=_moment("start_date", start_date),
-        end=_moment("end_date", end_date),
+        start=utc_text("start_date", start_date),
+        end=utc_text("end_date", end_date),
     )
 
 
@@ -146,8 +151,12 @@ def clamp_limit(limit: int) -> int:
     return min(max(limit, 1), MAX_LIMIT)
 
 
-def _moment(name: str, value: str | datetime | None) -> str | None:
-    """Return a time as the events carry theirs; without an offset it is taken as UTC."""
+def utc_text(name: str, value: str | datetime | None) -> str | None:
+    """Return a time as the events carry theirs; without an offset it is taken as UTC.
+
+    Raises:
+        QueryError: it cannot be read; the message calls it *name*.
+    """
     if value is None:
         return None
     try:

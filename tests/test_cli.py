@@ -120,7 +120,17 @@ def test_nothing_found_is_said(filled, url):
         (["query", "nowhere"], 2, "URL='nowhere'"),
         (["query", "sqlite:///{}/missing.db"], 1, "there is no file"),
         (["query", "sqlite:///{}/text.db"], 1, "not a database"),
-        (["query", "sqlite:///{}/audit.db", "--since", "yesterday"], 2, "yesterday"),
+        (
+            ["query", "sqlite:///{}/audit.db", "--since", "yesterday"],
+            2,
+            "--since='yesterday': allowed is a time in ISO 8601, ",
+        ),
+        (
+            ["query", "sqlite:///{}/audit.db", "--until", "2026-13-01"],
+            2,
+            "--until='2026-13-01': allowed",
+        ),
+        (["query", "sqlite:///{}/audit.db", "--action", "*.created"], 2, "one '*' at its end"),
         (["query", "sqlite:///{}/audit.db", "--since", "999999999w"], 2, "--since"),
         (["query", "sqlite:///{}/audit.db", "--cursor", "x"], 2, "cursor='x'"),
         (["query", "sqlite:///{}/audit.db", "-t", "t", "--all-tenants"], 2, "one of them"),

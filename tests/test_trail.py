@@ -139,6 +139,13 @@ def test_paging_misses_and_repeats_nothing_while_rows_arrive(filled):
     assert found == wanted
 
 
+def test_a_pattern_that_no_query_knows_is_refused_with_those_that_it_knows(filled):
+    for pattern in ("*.created", "a*b", "**"):
+        with pytest.raises(QueryError, match="a prefix with one") as raised:
+            filled[0].query(action=pattern)
+        assert repr(pattern) in str(raised.value)
+
+
 def test_limits_are_clamped(filled):
     trail, _ = filled
     assert len(trail.query(tenant_id="t", limit=0).logs) == 1
@@ -156,6 +163,10 @@ def test_limits_are_clamped(filled):
         {"action": []},
         {"action": [5]},
         {"action": 5},
+        {"action": "*.created"},
+        {"action": "a*b"},
+        {"action": ["a", "a*b*"]},
+        {"action": "a**"},
         {"actor_id": 5},
         {"tenant_id": 0},
         {"tenant_id": ["t"]},

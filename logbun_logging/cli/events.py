@@ -36,6 +36,7 @@ from logbun_logging.query import (
     decode_cursor,
     encode_cursor,
     make_filters,
+    utc_text,
 )
 from logbun_logging.values import clean_tenant_id
 
@@ -260,10 +261,12 @@ def _scope(tenant: str | None, *, all_tenants: bool) -> TenantScope:
     return clean_tenant_id(tenant, LimitOptions().max_string_bytes) if tenant else None
 
 
-def _moment(option: str, text: str | None) -> str | datetime | None:
-    if text is None or (span := _SPAN.fullmatch(text)) is None:
-        return text
+def _moment(option: str, text: str | None) -> str | None:
     try:
-        return datetime.now(UTC) - timedelta(**{_UNITS[span[2]]: int(span[1])})
-    except OverflowError:
-        raise QueryError(f"{option}={text!r}: allowed is a time since the year 1") from None
+        if text is not None and (span := _SPAN.fullmatch(text)) is not None:
+            ago = timedelta(**{_UNITS[span[2]]: int(span[1])})
+            return utc_text(option, datetime.now(UTC) - ago)
+        return utc_text(option, text)
+    except (QueryError, OverflowError):
+        allowed = "a time in ISO 8601, e.g. 2026-01-31T12:00Z, or so long ago: 90m, 24h, 7d"
+        raise QueryError(f"{option}={text!r}: allowed is {allowed}") from None

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from logbun_logging.event import FIELDS, AuditEvent
 from logbun_logging.logger import AuditLogger
+from logbun_logging.query import make_filters
 from logbun_logging.values import Normalizer
 
 __all__ = ["AuditLog"]
@@ -95,7 +96,12 @@ class AuditLog:
             action: the action, or a prefix like ``"course.*"``; None for any.
             **fields: values of the event's fields; other names are looked for in the metadata, as
                 a call puts them there. Of objects, only the keys that are named must match.
+
+        Raises:
+            QueryError: *action* is a pattern that no query knows, such as ``"*.created"``: it would
+                never match, and a test that nothing was logged would always pass.
         """
+        make_filters(action=action)
         return [event for event in self._events if not _differences(event, action, fields)]
 
     def assert_logged(

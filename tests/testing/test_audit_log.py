@@ -17,6 +17,7 @@ from logbun_logging import (
     ALL_TENANTS,
     AuditLogger,
     BatchingAuditHandler,
+    QueryError,
     audit_context,
     get_trail,
 )
@@ -310,6 +311,11 @@ def test_an_action_may_be_a_prefix_or_missing(courses):
     assert len(courses.assert_logged("course.*", times=2)) == 2
     assert len(courses.assert_logged(actor_id="u1", times=2)) == 2
     assert courses.find("none.*") == []
+
+
+def test_a_pattern_that_is_refused_by_queries_proves_nothing_here_either(courses):
+    with pytest.raises(QueryError, match="created"):
+        courses.assert_not_logged("*.created")
 
 
 def test_a_failure_shows_the_nearest_event_and_everything_else(courses):
