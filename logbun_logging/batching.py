@@ -174,6 +174,7 @@ class Buffers:
             lane.admitted += 1
             self.events += 1
             self.bytes += size
+            entry.admitted = True
         return "admitted"
 
     def _admit_when_full(self, lane: Lane, size: int) -> Admission:
@@ -207,10 +208,16 @@ class Buffers:
     # ── the listener ──
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Buffer admitted entries, and queue the lanes that are due."""
+        """Buffer admitted entries, and queue the lanes that are due.
+
+        An entry that comes once more, because a signal handler broke its call off, is left out.
+        """
         with self._lock:
             now = self._clock()
             for entry in entries:
+                if entry.buffered:
+                    continue
+                entry.buffered = True
                 lane = self._lanes[entry.tenant_id]
                 buffer = lane.entries
                 if not buffer:
@@ -226,6 +233,7 @@ class Buffers:
         """Forget admitted entries that are not to be delivered."""
         with self._lock:
             for entry in entries:
+                entry.buffered = True
                 self.settle(self._lanes[entry.tenant_id], [entry], free=False)
             self._settled -= len(entries)
 

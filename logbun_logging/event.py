@@ -88,11 +88,15 @@ class Entry(msgspec.Struct, eq=False, gc=False):
         tenant_id: the buffer that it belongs to.
         payload: the event as one line of JSON.
         segment: the WAL segment that holds it; None if it is in memory alone.
+        admitted: the buffers have made room for it.
+        buffered: the buffers have it, or had it.
     """
 
     tenant_id: str | None
     payload: bytes
     segment: Any = None
+    admitted: bool = False
+    buffered: bool = False
 
 
 def new_event_id() -> str:

@@ -80,11 +80,15 @@ def make_intake(
             return False
         extra = None if only_call_fields(fields) else _unknown(fields, CALL_FIELDS)
         entry = encode(action, fields, extra, context(), now())
-        verdict = admit(entry)
-        if (
-            verdict == "admitted" and (append is None or append(entry))
-        ) or pipeline.submit_otherwise(entry, verdict).queue:
-            put(entry)
+        try:
+            verdict = admit(entry)
+            if (
+                verdict == "admitted" and (append is None or append(entry))
+            ) or pipeline.submit_otherwise(entry, verdict).queue:
+                put(entry)
+        except BaseException:
+            pipeline.break_off(entry, put)
+            raise
         if sync_each and not commit():  # it is in memory, and written again as soon as possible
             pipeline.counters.add("wal_failures")
         return True
@@ -107,16 +111,22 @@ def make_intake(
             queued = _carry(record, entry)
         elif not plain and isinstance(record, AuditRecord) and record.entry is None:
             record.entry = entry
-        verdict = admit(entry)
-        if verdict == "admitted" and (append is None or append(entry)):
-            put(queued)
-            if sync_each:
-                _secure(pipeline, record, safe=True)
-            return
-        submission = pipeline.submit_otherwise(entry, verdict)
-        if submission.queue:
-            put(queued)
-        _secure(pipeline, record, safe=submission.safe)
+        submission = None
+        try:
+            verdict = admit(entry)
+            if verdict == "admitted" and (append is None or append(entry)):
+                put(queued)
+            else:
+                submission = pipeline.submit_otherwise(entry, verdict)
+                if submission.queue:
+                    put(queued)
+        except BaseException:
+            pipeline.break_off(entry, put)
+            raise
+        if submission is not None:
+            _secure(pipeline, record, safe=submission.safe)
+        elif sync_each:
+            _secure(pipeline, record, safe=True)
 
     return Intake(take_record, take_call)
 

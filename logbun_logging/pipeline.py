@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
@@ -238,6 +238,7 @@ class Pipeline:
 
         It counts as lost until that takes it.
         """
+        entry.admitted = entry.buffered = False
         self.counters.add("accepted")
         self.counters.add("lost")
         if len(self._late) < self.options.limits.max_total_queued:
@@ -249,6 +250,17 @@ class Pipeline:
         self.counters.add("accepted", -len(late))
         self.counters.add("lost", -len(late))
         return late
+
+    def break_off(self, entry: Entry, put: Callable[[Entry], None]) -> None:
+        """Leave nothing half done for a call that a signal handler has ended by raising.
+
+        What has been let in has to be settled, or ``flush`` would wait for it. Whether it has been
+        queued is not known; the buffers take it once.
+        """
+        if entry.admitted:
+            put(entry)
+        else:
+            self.wal.acknowledge([entry])
 
     # ── the listener ──
 

@@ -11,7 +11,7 @@ from tests.faults.rig import ROOT
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-@pytest.mark.parametrize("handler", ["logs"])
+@pytest.mark.parametrize("handler", ["logs", "raises"])
 def test_a_signal_handler_leaves_nobody_waiting_and_nothing_lost(handler, threads):
     arguments = ["--threads", str(threads), "--signals", "150"]
     if handler == "raises":
