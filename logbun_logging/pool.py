@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from typing import Any, Final
 
-from logbun_logging.adapters.base import Adapter, ForkAwareAdapter, keep_inherited
+from logbun_logging.adapters.base import Adapter, FileAdapter, ForkAwareAdapter, keep_inherited
 from logbun_logging.adapters.factory import create_adapter
 from logbun_logging.adapters.forking import ForkGate
 from logbun_logging.breaker import CircuitBreaker
@@ -32,7 +32,7 @@ from logbun_logging.errors import (
     TenantRequiredError,
 )
 from logbun_logging.options import PoolOptions
-from logbun_logging.tenancy import BusyError, Target
+from logbun_logging.tenancy import BusyError, NoDatabaseError, Target
 from logbun_logging.tenants import TenantRegistry
 
 __all__ = ["TenantPool"]
@@ -70,10 +70,20 @@ class _Connection:
 class _Slot:
     """A tenant's place in the pool."""
 
-    __slots__ = ("connection", "doomed", "error", "state", "tenant_id", "used_at", "users")
+    __slots__ = (
+        "connection",
+        "create",
+        "doomed",
+        "error",
+        "state",
+        "tenant_id",
+        "used_at",
+        "users",
+    )
 
-    def __init__(self, tenant_id: str) -> None:
+    def __init__(self, tenant_id: str, *, create: bool) -> None:
         self.tenant_id: Final = tenant_id
+        self.create: Final = create  # its file is made if it is missing
         self.state = _State.OPENING
         self.connection: _Connection | None = None
         self.error: BaseException | None = None
@@ -157,10 +167,13 @@ class TenantPool:
             return breaker
 
     @contextmanager
-    def lease(self, tenant_id: str | None) -> Iterator[Target]:
+    def lease(self, tenant_id: str | None, *, create: bool = True) -> Iterator[Target]:
         """Lend the tenant's database, opening it first if it is not open.
 
+        Without *create* a file that is not there is not made, and its tenant not written down.
+
         Raises:
+            NoDatabaseError: it is not there.
             TenantRequiredError: there is no tenant, so there is no database.
             ConfigurationError: the resolver returned nothing that can be a tenant's database.
             BusyError: all connections are in use, and none became free in time.
@@ -168,7 +181,7 @@ class TenantPool:
         """
         if tenant_id is None:
             raise TenantRequiredError("tenant_id=None: each tenant has a database of its own")
-        slot, connection = self._acquire(tenant_id)
+        slot, connection = self._acquire(tenant_id, create=create)
         try:
             yield connection.target
         finally:
@@ -177,7 +190,7 @@ class TenantPool:
     def every(self) -> Iterator[tuple[str | None, AbstractContextManager[Target]]]:
         """Lend the database of each tenant that was ever seen, here or in another process."""
         for tenant_id in sorted(self._listed.union(self._registry.tenants())):
-            yield tenant_id, self.lease(tenant_id)
+            yield tenant_id, self.lease(tenant_id, create=False)
 
     def healthy(self) -> bool:
         """Tell whether the database of any tenant seen lately takes events.
@@ -230,21 +243,27 @@ class TenantPool:
 
     # ── slots: every method here is called with the lock, or takes it first ──
 
-    def _acquire(self, tenant_id: str) -> tuple[_Slot, _Connection]:
+    def _acquire(self, tenant_id: str, *, create: bool) -> tuple[_Slot, _Connection]:
         deadline = time.monotonic() + self._patience
         with self._changed:
             while True:
                 slot = self._slots.get(tenant_id)
                 if slot is None:
                     if len(self._slots) < self._options.max_active_connections:
-                        slot = self._slots[tenant_id] = _Slot(tenant_id)
+                        slot = self._slots[tenant_id] = _Slot(tenant_id, create=create)
                         self._spawn(self._open, slot)
                     else:
                         self._wait_for_room(deadline)
                         continue
-                if slot.state is not _State.CLOSING:
+                if slot.state is _State.CLOSING:
+                    self._outlast(slot, deadline)
+                    continue
+                try:
                     return slot, self._join(slot, deadline)
-                self._outlast(slot, deadline)
+                except NoDatabaseError:
+                    if slot.create or not create:
+                        raise
+                    # Opened for somebody who only wanted to read: once more, for us.
 
     def _outlast(self, slot: _Slot, deadline: float) -> None:
         """Wait until a database that is being closed is closed."""
@@ -335,7 +354,7 @@ class TenantPool:
     def _open(self, slot: _Slot) -> None:
         connection = error = None
         try:
-            connection = self._connect(slot.tenant_id)
+            connection = self._connect(slot.tenant_id, create=slot.create)
         except BaseException as caught:  # whoever waits must hear of SystemExit as well
             error = caught
         with self._changed:
@@ -359,7 +378,7 @@ class TenantPool:
                 self._closing -= 1
                 self._changed.notify_all()
 
-    def _connect(self, tenant_id: str) -> _Connection:
+    def _connect(self, tenant_id: str, *, create: bool) -> _Connection:
         resolved = self._resolve(tenant_id)
         if inspect.isawaitable(resolved):
             import asyncio  # noqa: PLC0415 - imported by now, unless the resolver hides what it is
@@ -381,6 +400,8 @@ class TenantPool:
                 "Use tenancy.mode='single_database' with it"
             )
             raise ConfigurationError(_OPTION, type(adapter).__name__, allowed)
+        if not create and isinstance(adapter, FileAdapter) and not adapter.exists():
+            raise NoDatabaseError(f"tenant {tenant_id!r} has no database yet")
         try:
             self._registry.add(tenant_id)
         except OSError as error:  # tried again when the database is opened next
@@ -422,7 +443,9 @@ class TenantPool:
 def _reason(tenant_id: str, error: BaseException | None) -> Exception:
     """Return a new error for each thread that waited for the same database in vain."""
     reason: Exception
-    if isinstance(error, ConfigurationError):
+    if isinstance(error, NoDatabaseError):
+        reason = NoDatabaseError(*error.args)
+    elif isinstance(error, ConfigurationError):
         reason = ConfigurationError(error.option, error.value, error.allowed, problem=error.problem)
     else:
         text = f"{type(error).__name__}: {error}"

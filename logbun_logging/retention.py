@@ -30,7 +30,7 @@ from logbun_logging.files import PRIVATE_FILE, make_folder, try_lock
 from logbun_logging.options import RetentionOptions
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
-from logbun_logging.tenancy import Databases
+from logbun_logging.tenancy import Databases, NoDatabaseError
 
 __all__ = ["Retention"]
 
@@ -223,6 +223,9 @@ class Retention:
                         found = target.adapter.prune(
                             days, tenants=tenants, dry_run=dry_run, now=now
                         )
+                except NoDatabaseError:
+                    report[tenant_id] = 0
+                    continue
                 except Exception as error:  # one database's trouble is none of the others
                     if self._stopping.is_set():
                         break  # the adapters are being closed: not a failure

@@ -18,11 +18,15 @@ from logbun_logging.adapters.base import Adapter, ForkAwareAdapter
 from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.errors import AdapterUnavailableError, LogbunError
 
-__all__ = ["BusyError", "Databases", "SingleDatabase", "Target"]
+__all__ = ["BusyError", "Databases", "NoDatabaseError", "SingleDatabase", "Target"]
 
 
 class BusyError(AdapterUnavailableError):
     """Every connection that may be open is in use: says nothing of the tenant's own database."""
+
+
+class NoDatabaseError(LogbunError):
+    """The tenant has no database yet: nothing was ever stored for it."""
 
 
 class Target:
@@ -71,15 +75,22 @@ class Databases(Protocol):
         """Return the circuit breaker of the tenant's database."""
         ...
 
-    def lease(self, tenant_id: str | None) -> AbstractContextManager[Target]:
+    def lease(
+        self, tenant_id: str | None, *, create: bool = True
+    ) -> AbstractContextManager[Target]:
         """Lend the tenant's database, which stays open for as long as it is lent.
 
-        May wait. Raises a :class:`~logbun_logging.errors.LogbunError` if it cannot be had.
+        May wait. Raises a :class:`~logbun_logging.errors.LogbunError` if it cannot be had. Who only
+        reads asks without *create*: a tenant's database that is not there is not made then, and
+        :class:`NoDatabaseError` is raised.
         """
         ...
 
     def every(self) -> Iterator[tuple[str | None, AbstractContextManager[Target]]]:
-        """Lend each known database in turn, with its tenant (None: of all tenants)."""
+        """Lend each known database in turn, with its tenant (None: of all tenants).
+
+        None is made: a lease may raise :class:`NoDatabaseError`.
+        """
         ...
 
     def healthy(self) -> bool:
@@ -138,7 +149,12 @@ class SingleDatabase:
         return self._breaker
 
     @contextmanager
-    def lease(self, tenant_id: str | None) -> Iterator[Target]:  # noqa: ARG002 - all the same here
+    def lease(
+        self,
+        tenant_id: str | None,  # noqa: ARG002 - all the same here
+        *,
+        create: bool = True,  # noqa: ARG002 - made at the start
+    ) -> Iterator[Target]:
         """Lend the one database, opening it first if that has failed before."""
         if not self._opened:
             try:

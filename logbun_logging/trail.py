@@ -40,6 +40,7 @@ from logbun_logging.query import (
     encode_cursor,
     make_filters,
 )
+from logbun_logging.tenancy import NoDatabaseError
 from logbun_logging.values import clean_tenant_id, plain_text
 
 if TYPE_CHECKING:
@@ -298,8 +299,11 @@ class AuditTrail:
     ) -> list[AuditEvent]:
         databases = self._pipeline.databases
         try:
-            with databases.lease(tenant_id if isinstance(tenant_id, str) else None) as target:
+            tenant = tenant_id if isinstance(tenant_id, str) else None
+            with databases.lease(tenant, create=False) as target:
                 return target.adapter.query(tenant_id, filters, pagination)
+        except NoDatabaseError:
+            return []
         except AdapterUnavailableError as error:
             raise NotReadyError(f"{self!r}: the database cannot be reached: {error}") from error
         except LogbunError:

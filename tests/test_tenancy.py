@@ -33,7 +33,7 @@ from logbun_logging.event import AuditEvent, encode_event
 from logbun_logging.options import PoolOptions
 from logbun_logging.pool import TenantPool
 from logbun_logging.stats import Counters
-from logbun_logging.tenancy import BusyError, SingleDatabase
+from logbun_logging.tenancy import BusyError, NoDatabaseError, SingleDatabase
 from logbun_logging.tenants import TenantRegistry
 
 #: CPython 3.12 and newer warn of what these tests are about.
@@ -270,6 +270,71 @@ def test_a_fork_leaves_adapters_that_do_not_know_of_forks_unclosed(makers):
     pool.close()
     assert closed == []
     assert pool.figures()["open"] == 0
+
+
+# ── reading makes nothing ──
+
+
+def test_asking_for_an_unknown_tenant_makes_no_file(make_trail, makers, tmp_path):
+    trail = make_trail(retention={"days": 1, "tenants": {"listed": 3}})
+    trail.log("known")
+    assert trail.flush(30)
+    assert trail.query(tenant_id="unknown").logs == []
+    assert trail.query(tenant_id="unknown").next_cursor is None
+    assert list(trail.iter(tenant_id="unknown", action="a.*")) == []
+    assert trail.prune(dry_run=True) == trail.prune() == {"known": 0, "listed": 0}
+    assert trail.stats()["retention_failures"] == 0
+    assert {path.name for path in (tmp_path / "db").glob("*.db")} == {"known.db"}
+    assert "unknown" not in (tmp_path / "data" / "per-tenant" / "tenants.ndjson").read_text()
+    trail.log("unknown")
+    assert trail.flush(30)
+    assert [event.action for event in trail.query(tenant_id="unknown").logs] == ["a.b"]
+
+
+def test_a_database_that_was_deleted_is_not_made_again_by_pruning(make_trail, makers):
+    trail = make_trail(retention={"days": 1})
+    trail.log("gone")
+    assert trail.flush(30)
+    trail.shutdown(10)
+    for path in makers.path("gone").parent.iterdir():
+        path.unlink()
+    trail = make_trail(retention={"days": 1})
+    assert trail.prune() == {"gone": 0}
+    assert trail.query(tenant_id="gone").logs == []
+    assert not makers.path("gone").exists()
+
+
+def test_who_writes_is_not_told_that_a_reader_has_found_nothing(makers):
+    resolving, go_on = threading.Event(), threading.Event()
+
+    def resolve(tenant):
+        if not resolving.is_set():
+            resolving.set()
+            assert go_on.wait(10)
+        return makers.resolve(tenant)
+
+    pool = makers.pool(resolve)
+    found = []
+
+    def read():
+        with pytest.raises(NoDatabaseError, match="'t'"), pool.lease("t", create=False):
+            pass
+        found.append("nothing")
+
+    def write():
+        with pool.lease("t") as target:
+            found.append(target.adapter.exists())
+
+    threads = [threading.Thread(target=work) for work in (read, write)]
+    threads[0].start()
+    assert resolving.wait(10)
+    threads[1].start()
+    wait_until(lambda: pool._slots["t"].users == 2)
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(found, key=str) == [True, "nothing"]
+    assert pool.figures() == {"open": 1, "in_use": 0, "down": 0}
 
 
 # ── tenants ──
@@ -831,6 +896,7 @@ def test_tenants_are_remembered_across_restarts(makers):
         with pool.lease(tenant):
             pass
     pool.close()
+    makers.path("t3").touch()
     again = makers.pool(known=["t3"])
     assert [tenant for tenant, _ in again.every()] == ["t1", "t2", "t3"]
     for tenant, lease in again.every():

@@ -20,6 +20,7 @@ __all__ = [
     "BatchAdapter",
     "EncodedAdapter",
     "EncodedBatch",
+    "FileAdapter",
     "ForkAwareAdapter",
     "PruneReport",
     "retention_limit",
@@ -113,6 +114,18 @@ class ForkAwareAdapter(Adapter, Protocol):
 
     def after_fork(self) -> None:
         """Forget, in the child, every connection of the parent without closing it."""
+        ...
+
+
+@runtime_checkable
+class FileAdapter(Adapter, Protocol):
+    """An adapter whose database is a file, which ``init`` makes if it is missing.
+
+    Where each tenant has a database, nothing is made for a tenant that is only asked about.
+    """
+
+    def exists(self) -> bool:
+        """Tell whether the file is there; also True of a database that is no file."""
         ...
 
 

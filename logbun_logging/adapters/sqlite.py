@@ -83,6 +83,10 @@ class SQLiteAdapter:
         self._generation = object()
         self._suspended = False  # closed for a fork, to be opened again by the next call
 
+    def exists(self) -> bool:
+        """Tell whether the file is there."""
+        return self.path.exists()
+
     def init(self) -> None:
         """Open the file, create or migrate the table and its indexes."""
         with self._errors(), self._write_lock:

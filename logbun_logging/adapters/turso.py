@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 from urllib.parse import parse_qsl, urlsplit
 
@@ -94,6 +95,10 @@ class TursoAdapter:
 
     def __repr__(self) -> str:
         return f"TursoAdapter(url={self.url!r}, driver={self.driver!r})"
+
+    def exists(self) -> bool:
+        """Tell whether the file is there; True of a database that a server keeps."""
+        return not self.url.startswith("file:") or Path(self.url.removeprefix("file:")).exists()
 
     def init(self) -> None:
         """Create or migrate the table and its indexes; several processes may do so at once."""

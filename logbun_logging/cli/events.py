@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import typer
 from msgspec.structs import replace
 
-from logbun_logging.adapters.base import Adapter
+from logbun_logging.adapters.base import Adapter, FileAdapter
 from logbun_logging.adapters.factory import create_adapter
 from logbun_logging.cli.output import (
     Format,
@@ -116,9 +116,8 @@ def open_database(url: str) -> Iterator[Adapter]:
         AdapterUnavailableError: it cannot be opened.
     """
     adapter = create_adapter(url, "URL")
-    path = getattr(adapter, "path", None)  # of SQLite, which would make a file that is not there
-    if path is not None and not path.is_file():
-        raise AdapterUnavailableError(f"there is no file {path}")
+    if isinstance(adapter, FileAdapter) and not adapter.exists():
+        raise AdapterUnavailableError(f"there is no file: {adapter!r}")
     try:
         adapter.init()
         yield adapter

@@ -29,7 +29,7 @@ import pytest
 from logbun_logging.adapters.base import Adapter, EncodedAdapter, ForkAwareAdapter
 from logbun_logging.errors import RejectedEventsError
 from logbun_logging.event import AuditEvent, encode_event
-from logbun_logging.query import ALL_TENANTS, Pagination, TenantScope, make_filters
+from logbun_logging.query import ALL_TENANTS, Filters, Pagination, TenantScope, make_filters
 from logbun_logging.testing import samples
 from logbun_logging.testing.memory import MemoryAdapter
 from logbun_logging.trail import AuditTrail
@@ -304,7 +304,8 @@ class AdapterContract:
         for event in events:
             for name in ("actor_id", "entity_type", "entity_id", "outcome", "request_id"):
                 assert read(adapter, event.tenant_id, **{name: getattr(event, name)}) == [event]
-            assert read(adapter, action=event.action) == [event]
+            filters = Filters(actions=(event.action,))
+            assert adapter.query(ALL_TENANTS, filters, Pagination(limit=10)) == [event]
 
     def test_encoded_events_are_stored_as_the_events_would_be(self, adapter: Adapter) -> None:
         if not isinstance(adapter, EncodedAdapter):
