@@ -519,7 +519,10 @@ def test_a_plain_script_ends_in_order_on_sigterm(tmp_path, make_trail):
     process = script(
         tmp_path,
         "logbun_logging.shutdown_on_signals()\n"
-        "log.info('a'); print('ready', flush=True); threading.Event().wait()",
+        "log.info('a'); print('ready', flush=True)\n"
+        # Not without a time-out: a signal between Python's last look and the kernel's wait would
+        # only be looked at after that.
+        "while not threading.Event().wait(0.05): pass",
         wait=False,
     )
     assert process.stdout.readline() == b"ready\n"
