@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -119,7 +120,10 @@ def test_nothing_is_imported_before_a_test_wants_it(suite):
     result.assert_outcomes(passed=2)
 
 
-def test_coverage_sees_every_line_of_the_package(suite, pytester):
+def test_coverage_sees_every_line_of_the_package(suite, monkeypatch):
+    # Of a coverage run that we may be in: the inner one would begin by erasing its data.
+    for name in [name for name in os.environ if name.startswith(("COVERAGE_", "COV_CORE_"))]:
+        monkeypatch.delenv(name)
     result = suite(
         """
         def test_it_is_logged(audit_log):
@@ -130,9 +134,9 @@ def test_coverage_sees_every_line_of_the_package(suite, pytester):
         "--cov-config=/dev/null",
     )
     result.assert_outcomes(passed=1)
-    # Its module-level lines alone are more than this.
+    # Its module-level lines alone are more than this; imported before, it would have none.
     (line,) = [line for line in result.outlines if line.rstrip().endswith("%") and "errors" in line]
-    assert int(line.split()[-1].rstrip("%")) > 50
+    assert int(line.split()[-1].rstrip("%")) > 25
 
 
 def test_a_contract_is_written_in_a_few_lines_and_explains_its_failures(suite):
