@@ -69,7 +69,6 @@ def make_intake(
     admit = pipeline.buffers.admit
     append = pipeline.wal.append if pipeline.durable else None
     sync_each = pipeline.sync_each
-    commit = pipeline.wal.commit
     context = current_context
     now = time.time
     only_call_fields = CALL_FIELDS.issuperset
@@ -89,8 +88,8 @@ def make_intake(
         except BaseException:
             pipeline.break_off(entry, put)
             raise
-        if sync_each and not commit():  # it is in memory, and written again as soon as possible
-            pipeline.counters.add("wal_failures")
+        if sync_each:
+            _sync(pipeline)
         return True
 
     def take_record(record: logging.LogRecord) -> None:
@@ -198,9 +197,13 @@ def _secure(pipeline: Pipeline, record: logging.LogRecord, *, safe: bool) -> Non
     awaited = record.awaited if isinstance(record, AuditRecord) else None
     if pipeline.sync_each:
         if awaited is None:
-            if not pipeline.wal.commit():  # it is in memory, and written again as soon as possible
-                pipeline.counters.add("wal_failures")
+            _sync(pipeline)
         else:
             awaited.append(pipeline)
     elif isinstance(record, AuditRecord):
         record.safe = record.safe and safe
+
+
+def _sync(pipeline: Pipeline) -> None:
+    if not pipeline.wal.commit():  # it is in memory, and written again as soon as possible
+        pipeline.counters.add("wal_failures")

@@ -17,13 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from logbun_logging.adapters import sql
+from logbun_logging.adapters import sql, sql_prune
 from logbun_logging.adapters.base import (
     Batch,
     EncodedBatch,
     PruneReport,
     keep_inherited,
-    retention_limit,
 )
 from logbun_logging.adapters.forking import ForkGate
 from logbun_logging.errors import AdapterUnavailableError, ConfigurationError, RejectedEventsError
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
     import sqlite_utils
 
 __all__ = ["SQLiteAdapter"]
-
-#: Rows deleted in a transaction, about 5 ms of it: what a writer waits for meanwhile.
-_PRUNE_STEP = 500
 
 _gate = ForkGate()
 
@@ -149,47 +145,27 @@ class SQLiteAdapter:
         dry_run: bool = False,
         now: datetime | None = None,
     ) -> PruneReport:
-        """Delete old rows in the order of the time index, a bounded number in each transaction.
+        """Delete old rows in the order of the time index, a bounded number in each transaction."""
+        return sql_prune.prune(
+            self._count, self._remove_step, days, tenants, dry_run=dry_run, now=now
+        )
 
-        Finding them needs no write lock, and starts where the last step ended: rows that are kept
-        longer than others are passed once, not again with each step.
-        """
-        report: PruneReport = {}
-        for tenant, tenant_days in (tenants or {}).items():
-            before = sql.time_text(retention_limit(tenant_days, now))
-            where, values = "tenant_id = ? AND created_at < ?", (tenant, before)
-            report[tenant] = self._prune(where, values, dry_run=dry_run)
-        if days is not None:
-            before = sql.time_text(retention_limit(days, now))
-            others = sql.not_tenants(list(tenants or {}))
-            report[None] = self._prune(
-                f"created_at < ?{others}", (before, *(tenants or {})), dry_run=dry_run
-            )
-        return report
+    def _count(self, where: str, values: Sequence[Any]) -> int:
+        with self._errors(), self._reading() as database:
+            count = f"SELECT count(*) FROM {sql.TABLE} WHERE {where}"
+            return int(database.execute(count, values).fetchone()[0])
 
-    def _prune(self, where: str, values: tuple[Any, ...], *, dry_run: bool) -> int:
-        if dry_run:
-            with self._errors(), self._reading() as database:
-                count = f"SELECT count(*) FROM {sql.TABLE} WHERE {where}"
-                return int(database.execute(count, values).fetchone()[0])
-        removed = 0
-        place: tuple[str, str] = ("", "")
-        while True:
-            with self._errors(), self._reading() as database:
-                found = database.execute(
-                    sql.expired_rows(where, _PRUNE_STEP), (*values, *place)
-                ).fetchall()
-            if not found:
-                return removed
-            started = time.monotonic()
-            with self._errors(), self._writing() as connection:
-                ids = [row[1] for row in found]
-                removed += connection.execute(sql.delete_rows(len(ids)), ids).rowcount
-            place = found[-1]
-            if len(found) == _PRUNE_STEP:
-                # Neither a mutex nor SQLite's lock queues who waits: without a pause as long as the
-                # step, a writer would find the door shut again and again.
-                time.sleep(time.monotonic() - started)
+    def _remove_step(self, where: str, values: Sequence[Any]) -> sql_prune.Step:
+        """Remove one step's rows; finding them needs no write lock."""
+        with self._errors(), self._reading() as database:
+            statement = sql.expired_rows(where, sql_prune.STEP)
+            found = database.execute(statement, values).fetchall()
+        if not found:
+            return sql_prune.Step(0, None)
+        with self._errors(), self._writing() as connection:
+            ids = [row[1] for row in found]
+            removed = connection.execute(sql.delete_rows(len(ids)), ids).rowcount
+        return sql_prune.Step(removed, found[-1] if len(found) == sql_prune.STEP else None)
 
     def close(self) -> None:
         """Close every connection that is not in use just now; those in use close when done."""

@@ -20,8 +20,8 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 from msgspec.structs import replace
 
-from logbun_logging.adapters import sql
-from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport, retention_limit
+from logbun_logging.adapters import sql, sql_prune
+from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport
 from logbun_logging.adapters.turso_drivers import (
     MAX_STATEMENT_BYTES,
     Driver,
@@ -39,9 +39,6 @@ __all__ = ["TursoAdapter"]
 
 DriverName = Literal["libsql-client", "libsql"]
 Token = str | Callable[[], str] | None
-
-#: Rows deleted in one statement; the server lets nobody else write meanwhile.
-_PRUNE_STEP: Final = 500
 
 #: What the server says to a query whose rows are more than it sends in one answer.
 _TOO_LARGE: Final = "RESPONSE_TOO_LARGE"
@@ -172,37 +169,22 @@ class TursoAdapter:
         now: datetime | None = None,
     ) -> PruneReport:
         """Delete old rows in the order of the time index, a bounded number in each transaction."""
-        report: PruneReport = {}
-        for tenant, tenant_days in (tenants or {}).items():
-            before = sql.time_text(retention_limit(tenant_days, now))
-            where, values = "tenant_id = ? AND created_at < ?", (tenant, before)
-            report[tenant] = self._prune(where, values, dry_run=dry_run)
-        if days is not None:
-            before = sql.time_text(retention_limit(days, now))
-            others = sql.not_tenants(list(tenants or {}))
-            report[None] = self._prune(
-                f"created_at < ?{others}", (before, *(tenants or {})), dry_run=dry_run
-            )
-        return report
+        return sql_prune.prune(
+            self._count, self._remove_step, days, tenants, dry_run=dry_run, now=now
+        )
 
-    def _prune(self, where: str, values: tuple[Any, ...], *, dry_run: bool) -> int:
-        if dry_run:
-            with self._errors():
-                count = f"SELECT count(*) FROM {sql.TABLE} WHERE {where}"
-                return int(self._select(count, values)[0][0])
-        removed = 0
-        place: tuple[str, str] = ("", "")
-        statement = sql.delete_expired(where, _PRUNE_STEP)
-        while True:
-            started = time.monotonic()
-            with self._errors():
-                step = (statement, (*values, *place))
-                (rows,) = self._with_table(partial(self._write, [step]))
-            removed += len(rows)
-            if len(rows) < _PRUNE_STEP:
-                return removed
-            place = max((created_at, event_id) for created_at, event_id in rows)
-            time.sleep(time.monotonic() - started)  # others that write come in between
+    def _count(self, where: str, values: Sequence[Any]) -> int:
+        with self._errors():
+            count = f"SELECT count(*) FROM {sql.TABLE} WHERE {where}"
+            return int(self._select(count, values)[0][0])
+
+    def _remove_step(self, where: str, values: Sequence[Any]) -> sql_prune.Step:
+        """Remove one step's rows, which the server finds in the same statement."""
+        with self._errors():
+            (rows,) = self._write([(sql.delete_expired(where, sql_prune.STEP), values)])
+        if len(rows) < sql_prune.STEP:
+            return sql_prune.Step(len(rows), None)
+        return sql_prune.Step(len(rows), max((moment, event_id) for moment, event_id in rows))
 
     def close(self) -> None:
         """Let go of the connection; the next call makes a new one."""

@@ -1,0 +1,82 @@
+"""Pruning where SQLite's SQL is spoken: old rows go in the order of time, a bounded number at once.
+
+Each step starts where the one before ended: rows that are kept longer than others are passed once,
+not again with each step. The adapters say how rows are counted and how one step is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from logbun_logging.adapters import sql
+from logbun_logging.adapters.base import PruneReport, retention_limit
+
+__all__ = ["STEP", "Step", "prune"]
+
+#: Rows deleted in a transaction, about 5 ms of it: what a writer waits for meanwhile.
+STEP: Final = 500
+
+
+class Step(NamedTuple):
+    """What one step did.
+
+    Attributes:
+        removed: rows that it removed.
+        last: time and id of the last row that it found; None if those were fewer than a step has.
+    """
+
+    removed: int
+    last: tuple[str, str] | None
+
+
+#: Given a condition and its values, returns how many rows match.
+Count: TypeAlias = Callable[[str, Sequence[Any]], int]
+
+#: Removes the next :data:`STEP` rows that match; the last two values say after which.
+Remove: TypeAlias = Callable[[str, Sequence[Any]], Step]
+
+
+def prune(
+    count: Count,
+    remove: Remove,
+    days: int | None,
+    tenants: Mapping[str, int] | None,
+    *,
+    dry_run: bool,
+    now: datetime | None,
+) -> PruneReport:
+    """Do what :meth:`~logbun_logging.adapters.base.Adapter.prune` promises."""
+    return {
+        tenant: count(where, values) if dry_run else _remove_all(remove, where, values)
+        for tenant, where, values in _expired(days, tenants or {}, now)
+    }
+
+
+def _expired(
+    days: int | None, tenants: Mapping[str, int], now: datetime | None
+) -> Iterator[tuple[str | None, str, tuple[str, ...]]]:
+    """Yield what has expired: of each tenant with days of its own, then (None) of all others."""
+    for tenant, tenant_days in tenants.items():
+        before = sql.time_text(retention_limit(tenant_days, now))
+        yield tenant, "tenant_id = ? AND created_at < ?", (tenant, before)
+    if days is not None:
+        before = sql.time_text(retention_limit(days, now))
+        yield None, f"created_at < ?{sql.not_tenants(list(tenants))}", (before, *tenants)
+
+
+def _remove_all(remove: Remove, where: str, values: tuple[str, ...]) -> int:
+    removed = 0
+    place: tuple[str, str] | None = ("", "")
+    while place is not None:
+        started = time.monotonic()
+        step = remove(where, (*values, *place))
+        removed += step.removed
+        place = step.last
+        if place is not None:
+            # Neither a mutex nor SQLite's lock queues who waits: without a pause as long as the
+            # step, a writer would find the door shut again and again.
+            time.sleep(time.monotonic() - started)
+    return removed
