@@ -386,8 +386,11 @@ class DeadLetterQueue:
                     yield name, state, entry.stat().st_size
 
     def _files(self) -> _Files:
-        """Return all files; an envelope is read once for each size that its file has had."""
-        files = []
+        """Return all files; an envelope is read once for each size that its file has had.
+
+        One that is renamed while we look may be seen under both names: it is one all the same.
+        """
+        files: dict[str, DlqFile] = {}
         seen: dict[tuple[str, State, int], Envelope | None] = {}
         for key in self._scan():
             name, state, size = key
@@ -396,9 +399,10 @@ class DeadLetterQueue:
                     seen[key] = _decode_head(file.readline())
             else:
                 seen[key] = self._envelopes[key]
-            files.append(DlqFile(name, state, size, seen.get(key)))
+            if name not in files or state != "processing":
+                files[name] = DlqFile(name, state, size, seen.get(key))
         self._envelopes = seen
-        return files
+        return [*files.values()]
 
     def _account(self) -> tuple[int, int]:
         now = time.monotonic()

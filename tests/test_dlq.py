@@ -41,6 +41,16 @@ def test_a_batch_comes_back_as_it_went_in(queue):
         queue.show(name)
 
 
+def test_a_batch_seen_under_two_names_while_it_is_renamed_is_listed_once(queue, tmp_path):
+    name = queue.put("t", [payload()], "x")
+    (path,) = (tmp_path / "dlq").iterdir()
+    path.with_name(path.name + ".processing").write_bytes(path.read_bytes())
+    (file,) = queue.list()
+    assert (file.name, file.state) == (name, "pending")
+    assert queue.counts()["pending_events"] == 1
+    assert queue.counts()["processing_events"] == 0
+
+
 @pytest.mark.parametrize(
     "tenants",
     [
