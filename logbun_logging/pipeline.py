@@ -23,6 +23,7 @@ from logbun_logging.batching import Admission, Buffers
 from logbun_logging.delivery import Delivery, TimedCalls
 from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.encoding import EventEncoder
+from logbun_logging.errors import AdapterUnavailableError
 from logbun_logging.event import Entry
 from logbun_logging.flushing import Flusher
 from logbun_logging.options import TrailOptions
@@ -50,6 +51,15 @@ _CALM: Final = 1000
 #: How long ``shutdown`` waits for the database that is being pruned, in seconds; what is left of it
 #: then is pruned after the next start.
 _RETENTION_WAIT: Final = 2.0
+
+#: How long ``shutdown`` takes beyond its time-out at most, to close what does not hang, in seconds.
+_GRACE: Final = 1.0
+
+#: And for each thing in any case.
+_CLOSE_WAIT: Final = 0.1
+
+#: How long it waits for flush workers, which may hang in a driver.
+_WORKERS_WAIT: Final = 0.5
 
 #: How long ``flush`` waits for a listener where there are no flush workers, in seconds.
 _LISTENER_WAIT: Final = 1.0
@@ -192,7 +202,7 @@ class Pipeline:
         self._flush_failed_at: float | None = None
         self._next_bootstrap = 0.0
         self._bootstrap_pause = 1.0
-        self._bootstrap_calls = TimedCalls("logbun-bootstrap")
+        self._own_calls = TimedCalls("logbun-pipeline")
         self._lifecycle = threading.RLock()
         self._finished = threading.Event()
         self.started = False
@@ -397,7 +407,8 @@ class Pipeline:
         try:
             if started:
                 delivered = self._stop_parts(deadline)
-            self._close_adapters(deadline)
+            self._close(self.databases.close, deadline)
+            self._own_calls.close()
         finally:
             self._finished.set()
             _live.discard(self)
@@ -415,12 +426,12 @@ class Pipeline:
         running = self.flusher.running
         delivered = self.buffers.flush(deadline) if running else self._deliver_here()
         if not delivered:
-            self.flusher.give_up()
-        self.redelivery.stop(max(0.5, deadline - time.monotonic()))
-        self.retention.stop(_RETENTION_WAIT)
-        self.flusher.stop(0.5)
+            self._close(self.flusher.give_up, deadline)
+        self._close(lambda: self.redelivery.stop(_left(deadline)), deadline)
+        self.retention.stop(min(_RETENTION_WAIT, _left(deadline)))
+        self.flusher.stop(min(_WORKERS_WAIT, _left(deadline)))
         self.delivery.close()
-        self.wal.close()
+        self._close(self.wal.close, deadline)
         self._sweep()
         self.reporter.watch()
         return delivered
@@ -448,13 +459,17 @@ class Pipeline:
             for entry in left:
                 self.keep_late(entry)
 
-    def _close_adapters(self, deadline: float) -> None:
+    def _close(self, close: Callable[[], object], deadline: float) -> None:
+        """Close something that a disk or a database which hangs would keep from returning.
+
+        It is left behind then, as in a process that is killed: what is in the WAL stays there.
+        """
         try:
-            timeout = max(1.0, deadline - time.monotonic())
-            self._bootstrap_calls.run(self.databases.close, timeout)
+            self._own_calls.run(close, _left(deadline))
+        except AdapterUnavailableError:
+            self.reporter.report("close_failed", reason="a disk or database hangs: left behind")
         except Exception as error:
             self.reporter.report("close_failed", reason=f"{type(error).__name__}: {error}")
-        self._bootstrap_calls.close()
 
     # ── callbacks of the parts ──
 
@@ -466,7 +481,7 @@ class Pipeline:
         if now < self._next_bootstrap or self.closing:
             return False
         try:
-            self._bootstrap_calls.run(self.databases.open, self.options.insert_timeout)
+            self._own_calls.run(self.databases.open, self.options.insert_timeout)
         except Exception as error:
             self.bootstrap_error = error
             self._next_bootstrap = now + self._bootstrap_pause
@@ -530,3 +545,7 @@ def _flush_at_process_exit(pipeline: Pipeline) -> None:
             found.shutdown(found.options.flush_timeout)
 
     Finalize(None, finish, exitpriority=0)
+
+
+def _left(deadline: float) -> float:
+    return max(_CLOSE_WAIT, deadline + _GRACE - time.monotonic())

@@ -28,10 +28,10 @@ class Acknowledged(NamedTuple):
 
 
 class Workload:
-    """A running ``tests.faults.workload``."""
+    """A running ``tests.faults.workload``, or another module with its way to wait."""
 
-    def __init__(self, *arguments, wait=None):
-        command = [sys.executable, "-m", "tests.faults.workload", *map(str, arguments)]
+    def __init__(self, *arguments, wait=None, module="workload"):
+        command = [sys.executable, "-m", f"tests.faults.{module}", *map(str, arguments)]
         self.process = subprocess.Popen(
             [*command, *([wait] if wait else [])],
             stdin=subprocess.PIPE,
@@ -59,6 +59,12 @@ class Workload:
                 self.kill()
                 raise OSError(f"strace cannot attach: {self._tracer.stderr.read().decode()}")
             time.sleep(0.005)
+
+    def let_go(self):
+        """Take strace off: a process is not killed while it holds a system call up."""
+        if self._tracer is not None:
+            self._tracer.kill()
+            self._tracer.communicate()
 
     def go(self):
         self.process.stdin.write(b"go\n")

@@ -10,9 +10,9 @@ import random
 
 import pytest
 
-from tests.faults import big_wal, disk_faults, outage, power_cuts, syscall_kills
+from tests.faults import big_wal, disk_faults, hung_disk, outage, power_cuts, syscall_kills
 from tests.faults.memory import peak_memory, reset_peak_memory
-from tests.faults.rig import missing_for_disks, missing_for_strace
+from tests.faults.rig import deliver_rest, missing_for_disks, missing_for_strace
 
 pytestmark = pytest.mark.faults
 
@@ -69,6 +69,13 @@ def test_a_disk_that_fails_loses_nothing_that_was_safe(disks, tmp_path, case):
 def test_files_that_cannot_be_written_for_a_while_lose_nothing(tmp_path, case):
     result = case(tmp_path)
     assert result.right, result
+
+
+def test_shutdown_keeps_its_time_while_the_disk_hangs_and_the_wal_has_the_rest(strace, tmp_path):
+    assert hung_disk.run(tmp_path, seconds=60) < 30
+    verdict = deliver_rest(tmp_path)
+    assert verdict.doubled == 0
+    assert {*verdict.rows} == {"first", *map(str, range(hung_disk.EVENTS))}
 
 
 @pytest.mark.parametrize(("mode", "hang"), [("durable", False), ("volatile", True)])
