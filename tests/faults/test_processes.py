@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from logbun_logging import AuditLogger
+from logbun_logging import ALL_TENANTS, AuditLogger
 from logbun_logging import trail as trail_module
 from tests.fakes import wait_until
 from tests.faults.rig import Workload
@@ -81,6 +82,65 @@ def test_a_child_forked_while_every_lock_is_held_goes_on(make_trail, make_logger
     assert trail.flush(20)
     assert [event.action for event in trail.iter(tenant_id="t")].count("parent") == 2
     assert [event.action for event in trail.iter(tenant_id="t")].count("child") == 1
+
+
+def test_children_forked_by_one_thread_while_others_sync_each_call(make_trail, make_logger):
+    trail = make_trail(
+        mode="durable",
+        fsync="always",
+        batching={"flush_interval": 300.0, "max_size": 50_000, "max_queue_size": 50_000},
+        wal={"segment_bytes": 1 << 30},
+    )
+    audit = AuditLogger(make_logger(trail.handler))
+    audit.fire("parent", tenant_id="t", entity_id="first")
+    own = trail.pipeline.wal.instance
+    stop = threading.Event()
+    fired = [[] for _ in range(3)]
+    statuses = []
+
+    def log(number):
+        while not stop.wait(0.001):
+            name = f"{number}-{len(fired[number])}"
+            audit.fire("parent", tenant_id=f"t{number}", entity_id=name)
+            fired[number].append(name)
+
+    def child(number):
+        for event in range(20):
+            audit.fire("child", tenant_id="t", entity_id=f"{number}-{event}")
+        if trail.pipeline.wal.instance == own or trail.stats()["wal_failures"]:
+            os._exit(1)
+        if number % 3 == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(0 if trail.shutdown(20) else 1)
+
+    def fork():
+        for number in range(9):
+            pid = os.fork()
+            if pid == 0:
+                child(number)
+            statuses.append(wait_for(pid))
+
+    threads = [threading.Thread(target=log, args=(number,)) for number in range(3)]
+    forker = threading.Thread(target=fork)
+    for thread in (*threads, forker):
+        thread.start()
+    forker.join()
+    before = [len(names) for names in fired]
+    went_on = wait_until(lambda: all(map(int.__lt__, before, map(len, fired))))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert statuses == [-signal.SIGKILL, 0, 0] * 3
+    assert went_on
+    records = b"".join(path.read_bytes() for path in own.glob("*.aof"))
+    assert records.count(b'"action":"child"') == 0
+    assert records.count(b'"action":"parent"') == 1 + sum(map(len, fired))
+    assert trail.run_maintenance()
+    assert trail.flush(20)
+    rows = [(event.action, event.entity_id) for event in trail.iter(tenant_id=ALL_TENANTS)]
+    children = [("child", f"{n}-{event}") for n in range(9) for event in range(20)]
+    parents = [("parent", name) for name in ("first", *itertools.chain(*fired))]
+    assert sorted(rows) == sorted(children + parents)
 
 
 def test_a_child_forked_while_the_parent_shuts_down_has_a_trail_of_its_own(make_trail, make_logger):
