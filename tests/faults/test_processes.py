@@ -88,7 +88,7 @@ def test_children_forked_by_one_thread_while_others_sync_each_call(make_trail, m
     trail = make_trail(
         mode="durable",
         fsync="always",
-        batching={"flush_interval": 300.0, "max_size": 50_000, "max_queue_size": 50_000},
+        batching={"flush_interval": 300.0, "max_size": 10_000, "max_queue_size": 10_000},
         wal={"segment_bytes": 1 << 30},
     )
     audit = AuditLogger(make_logger(trail.handler))
