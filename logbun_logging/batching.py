@@ -226,8 +226,8 @@ class Buffers:
                 buffer.append(entry)
                 if len(buffer) >= self._trigger and not lane.ready and not lane.busy:
                     self._queue(lane, now)
-            if self._flushing:
-                self._queue_all(now)
+            if self._flushing or (not self._ready and self._above(0.5)):
+                self._queue_all(now)  # many tenants with little each: none of it is due by itself
 
     def discard(self, entries: Sequence[Entry]) -> None:
         """Forget admitted entries that are not to be delivered."""
@@ -404,7 +404,14 @@ class Buffers:
 
     def crowded(self) -> bool:
         """Tell whether memory is nearly used up."""
-        return self.events > 0.9 * self._max_events or self.bytes > 0.9 * self._max_bytes
+        return self._above(0.9)
+
+    def spacious(self) -> bool:
+        """Tell whether there is room for what a WAL has: live events need the last fifth."""
+        return not self._above(0.8)
+
+    def _above(self, part: float) -> bool:
+        return self.events > part * self._max_events or self.bytes > part * self._max_bytes
 
     # ── operations ──
 

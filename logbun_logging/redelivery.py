@@ -29,9 +29,6 @@ from logbun_logging.wal import AdoptedLog, Segment, WalWriter, adopt_abandoned, 
 
 __all__ = ["Redelivery"]
 
-#: Events that recovery lets into memory at a time; more gains nothing, and live events need room.
-_WINDOW = 10_000
-
 #: How often recovery looks whether there is room again, in seconds.
 _LOOK = 0.02
 
@@ -210,7 +207,7 @@ class Redelivery:
 
     def _read_parked(self) -> None:
         """Read back what was left to the WAL alone, now that there is room and a database."""
-        if self._buffers.events > _WINDOW or not self._healthy():
+        if not self._buffers.spacious() or not self._healthy():
             return
         adopted = [segment for log in self._adopted for segment in log.segments]
         for segment in (
@@ -252,7 +249,7 @@ class Redelivery:
             admitted: list[Entry] = []
             if not self._healthy():
                 self._bootstrap()  # a record is nowhere safer than in the WAL: it waits there
-            elif self._buffers.events < _WINDOW:
+            elif self._buffers.spacious():
                 while waiting and self._buffers.admit(waiting[0]) == "admitted":
                     admitted.append(waiting.popleft())
                 self._buffers.put(admitted)

@@ -64,6 +64,24 @@ def test_due_batches_wait_for_company_but_not_for_long(clock):
     assert [lane.tenant_id for lane, _ in buffers.take(0)] == ["a", "b"]
 
 
+def test_small_batches_are_due_when_memory_is_half_full(clock):
+    buffers = make(clock, max_size=100, limits={"max_total_queued": 10})
+    for number in range(5):
+        fill(buffers, f"tenant_{number}", 1)
+    assert buffers.take(0) == []
+    fill(buffers, "tenant_5", 1)
+    clock.now += 0.02
+    assert len(buffers.take(0)) == 6
+
+
+def test_recovered_events_leave_room_for_live_ones(clock):
+    buffers = make(clock, limits={"max_total_queued": 10})
+    fill(buffers, "t", 8)
+    assert buffers.spacious()
+    fill(buffers, "t", 1)
+    assert not buffers.spacious()
+
+
 def test_a_tenant_under_way_is_not_taken_again(clock):
     buffers = make(clock, many=False, max_size=1)
     fill(buffers, "t", 2)

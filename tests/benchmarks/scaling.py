@@ -10,10 +10,13 @@ import argparse
 import gc
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
+from pathlib import Path
 
 from logbun_logging import AuditLogger
 from tests.benchmarks.calls import FIELDS, logger_with, ours
@@ -46,8 +49,10 @@ def run(events: int, tenants: int, *, memory: bool = False) -> dict[str, float]:
         assert trail.flush(600)
         took = time.perf_counter() - started
         stats = trail.stats()
-        assert stats["inserted"] == events, stats
-        assert stats["lost"] == stats["dropped"] == 0
+        assert stats["lost"] == stats["dropped"] == 0, stats
+        with closing(sqlite3.connect(Path(folder) / "durable.db")) as connection:
+            (rows,) = connection.execute("SELECT count(*) FROM audit_logs").fetchone()
+        assert rows == events, (rows, stats)
     return {"seconds": took, "early_mib": resident[0], "late_mib": resident[-1]}
 
 
