@@ -122,6 +122,26 @@ def test_a_poison_row_costs_nobody_else_and_ends_up_dead(make_trail, make_logger
     assert len(adapter.events) == 100
 
 
+def test_one_tenants_poison_is_found_without_an_insert_for_each_other(make_trail, make_logger):
+    class Counting(SharedMemoryAdapter):
+        calls = 0
+
+        def bulk_insert_many(self, batches):
+            self.calls += 1
+            return super().bulk_insert_many(batches)
+
+    adapter = Counting()
+    adapter.poison = "poison"
+    trail = make_trail(adapter=adapter, retry={**QUICK, "max_retries": 0})
+    audit = audit_for(trail, make_logger)
+    for number in range(200):
+        audit.fire("poison" if number == 61 else "good", tenant_id=f"t{number}")
+    assert trail.flush(20)
+    assert len(adapter.events) == 199
+    assert trail.stats()["dlq"]["pending_events"] == 1
+    assert adapter.calls < 50
+
+
 def test_attempts_survive_a_restart(make_trail, make_logger):
     adapter = MemoryAdapter()
     adapter.poison = "poison"
