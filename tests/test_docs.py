@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from logbun_logging.stats import COUNTERS
+
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 
@@ -46,3 +48,18 @@ def test_the_quickstart_shows_what_it_did(tmp_path):
         timeout=60,
     )
     assert "accepted          5,000, in the database 5,000" in done.stdout
+
+
+def test_every_counter_and_every_report_is_explained():
+    text = (ROOT / "docs" / "operations.md").read_text()
+    rows = [line.split(" |")[0] for line in text.splitlines() if line.startswith("| `")]
+    explained = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    sources = [path.read_text() for path in (ROOT / "logbun_logging").rglob("*.py")]
+    reported = {
+        name
+        for source in sources
+        for call in re.findall(r"[_.]report\(([^,]*),", source)
+        for name in re.findall(r'"(\w+)"', call)
+    }
+    assert len(reported) > 15
+    assert reported | set(COUNTERS) <= explained
