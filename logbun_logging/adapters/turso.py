@@ -181,7 +181,8 @@ class TursoAdapter:
     def _remove_step(self, where: str, values: Sequence[Any]) -> sql_prune.Step:
         """Remove one step's rows, which the server finds in the same statement."""
         with self._errors():
-            (rows,) = self._write([(sql.delete_expired(where, sql_prune.STEP), values)])
+            statement = sql.delete_expired(where, sql_prune.STEP), values
+            (rows,) = self._with_table(partial(self._write, [statement]))
         if len(rows) < sql_prune.STEP:
             return sql_prune.Step(len(rows), None)
         return sql_prune.Step(len(rows), max((moment, event_id) for moment, event_id in rows))
