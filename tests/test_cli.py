@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -118,7 +119,7 @@ def test_nothing_found_is_said(filled, url):
     ("arguments", "status", "message"),
     [
         (["query", "nowhere"], 2, "URL='nowhere'"),
-        (["query", "sqlite:///{}/missing.db"], 1, "there is no file"),
+        (["query", "sqlite:///{}/missing.db"], 1, "there is no such database"),
         (["query", "sqlite:///{}/text.db"], 1, "not a database"),
         (
             ["query", "sqlite:///{}/audit.db", "--since", "yesterday"],
@@ -144,7 +145,7 @@ def test_nothing_found_is_said(filled, url):
         (["dlq", "show", "{}/ns", "x"], 1, "no dead letter x"),
         (["dlq", "requeue", "{}/ns"], 2, "--all"),
         (["dlq", "requeue", "{}/ns", "x", "--all"], 2, "--all"),
-        (["dlq", "retry", "{}/ns", "sqlite:///{}/missing.db", "--all"], 1, "there is no file"),
+        (["dlq", "retry", "{}/ns", "sqlite:///{}/missing.db", "--all"], 1, "there is no such"),
         (["dlq", "delete", "{}/ns", "x", "-y"], 1, "no dead letter x"),
     ],
 )
@@ -187,6 +188,15 @@ def test_following_shows_each_event_once_as_it_arrives(tmp_path, url):
     assert (first, second, third, rest) == (["1", "2"], "3", "5", b"")
     assert process.returncode == 130
     assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("command", [("query",), ("tail", "--no-follow"), ("prune", "--days", 1)])
+def test_a_misspelt_database_is_not_made(tmp_path, command):
+    if importlib.util.find_spec("chdb") is None:
+        pytest.skip("chdb is missing: pip install chdb")
+    for url in (f"chdb://{tmp_path}/typo", f"sqlite:///{tmp_path}/typo.db"):
+        assert "no such database" in run(*command, url, status=1).stderr
+    assert not [*tmp_path.iterdir()]
 
 
 # ── the folder of a namespace ──

@@ -119,13 +119,14 @@ class ForkAwareAdapter(Adapter, Protocol):
 
 @runtime_checkable
 class FileAdapter(Adapter, Protocol):
-    """An adapter whose database is a file, which ``init`` makes if it is missing.
+    """An adapter whose database ``init`` makes if it is missing: a file, in most cases.
 
-    Where each tenant has a database, nothing is made for a tenant that is only asked about.
+    Where each tenant has a database, nothing is made for a tenant that is only asked about; nor
+    does the command line make one for a URL that is misspelt.
     """
 
     def exists(self) -> bool:
-        """Tell whether the file is there; also True of a database that is no file."""
+        """Tell whether it is there; True of a database of which that cannot be told."""
         ...
 
 

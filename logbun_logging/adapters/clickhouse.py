@@ -123,6 +123,15 @@ class ClickHouseAdapter:
             where = f"host={options.host!r}, port={options.port}"
         return f"ClickHouseAdapter({where}, database={options.database!r})"
 
+    def exists(self) -> bool:
+        """Tell whether the table is there; connects to a server, but makes no folder."""
+        path = self._options.path
+        if path is not None and not (path / "metadata").is_dir():
+            return False
+        with translated(repr(self)):
+            self._connections.open()
+            return bool(self._columns())
+
     def init(self) -> None:
         """Connect; create or migrate the table; set the TTL.
 

@@ -116,9 +116,9 @@ def open_database(url: str) -> Iterator[Adapter]:
         AdapterUnavailableError: it cannot be opened.
     """
     adapter = create_adapter(url, "URL")
-    if isinstance(adapter, FileAdapter) and not adapter.exists():
-        raise AdapterUnavailableError(f"there is no file: {adapter!r}")
     try:
+        if isinstance(adapter, FileAdapter) and not adapter.exists():
+            raise AdapterUnavailableError(f"there is no such database: {adapter!r}")
         adapter.init()
         yield adapter
     finally:

@@ -91,6 +91,20 @@ def aged(days, tenant_id="t", count=1):
     return [samples.event_at(moment, rng, tenant_id=tenant_id) for _ in range(count)]
 
 
+def test_a_database_that_is_only_asked_for_is_not_made(make_adapter, database, tmp_path):
+    for name in ("misspelt", "default"):  # the engine has the second, but no table in it
+        missing = make_adapter(database=name)
+        assert not missing.exists()
+        missing.close()
+    assert ("misspelt",) not in run(database, "SELECT name FROM system.databases")
+    made = make_adapter()
+    made.init()
+    assert made.exists()
+    made.close()
+    assert not ClickHouseAdapter(path=tmp_path / "typo").exists()
+    assert not [*tmp_path.iterdir()]
+
+
 # ── copies ──
 
 
