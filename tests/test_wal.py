@@ -620,3 +620,29 @@ def test_a_leader_that_a_signal_handler_stops_leaves_nobody_waiting():
     for thread in (leader, *followers):
         thread.join(10)
     assert outcomes == [True] * 3
+
+
+def test_a_round_whose_leader_is_gone_is_ended_by_who_looks_after_it():
+    group = GroupCommit(lambda: True, lambda: None)
+    group._open.leader = -1  # a signal handler raised as soon as it led
+    outcomes = []
+    follower = threading.Thread(target=lambda: outcomes.append(group.wait()), daemon=True)
+    follower.start()
+    assert wait_until(lambda: group._open.size == 1)
+    group.lead()
+    follower.join(10)
+    assert outcomes == [True]
+
+
+def test_a_round_whose_leader_is_gone_does_not_hold_up_the_next(monkeypatch):
+    monkeypatch.setattr("logbun_logging.wal.commit._DOUBT", 0.01)
+    group = GroupCommit(lambda: True, lambda: None)
+    abandoned = group._open
+    abandoned.leader = -1
+    group._open = type(abandoned)(abandoned)
+    outcomes = []
+    leader = threading.Thread(target=lambda: outcomes.append(group.wait()), daemon=True)
+    leader.start()
+    leader.join(10)
+    assert outcomes == [True]
+    assert abandoned.ended
