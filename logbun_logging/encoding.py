@@ -1,10 +1,10 @@
 """From the words of a call to the bytes of an event, on the calling thread.
 
-The fast path builds the struct, encodes it in C and looks at the result: short enough, no NUL, no
-key to redact. Whatever does not pass is built again, slowly and safely. An event always comes out;
-the caller never sees an error.
+The fast path looks for values that the C encoder would copy unread, builds the struct, encodes it
+and looks at the result: short enough, no NUL, no key to redact. Whatever does not pass is built
+again, slowly and safely. An event always comes out; the caller never sees an error.
 
-The fast path costs about 1.8 µs of the calling thread for an event of 9 fields (CPython 3.11).
+The fast path costs about 1.9 µs of the calling thread for an event of 9 fields (CPython 3.11).
 """
 
 from __future__ import annotations
