@@ -15,7 +15,7 @@ def main() -> None:
         missing = str(error.name).partition(".")[0]
         if missing not in {"typer", "rich"}:
             raise
-        need = 'pip install "logbun-logging[cli]"'
+        need = "install the extra 'cli' of logbun-logging"
         sys.exit(f"logbun: the command line needs {missing}, which is not installed: {need}")
     app(prog_name="logbun")
 

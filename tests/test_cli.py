@@ -87,6 +87,17 @@ def test_a_table_has_the_columns_that_are_filled_and_names_the_next_page(filled,
     ]
 
 
+@pytest.mark.parametrize(("width", "left_out"), [(80, "entity_type, entity_id"), (200, "")])
+def test_times_are_whole_in_a_terminal_of_any_width(filled, tmp_path, url, width, left_out):
+    store(tmp_path, event(30, entity_type="course", actor_id="somebody@example.com"))
+    env = {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm"}
+    result = run("query", url, "-t", "t1", env=env)
+    assert result.stdout.count("000000Z ") == 21
+    assert result.stderr == (
+        f"left out, for want of room: {left_out}; see --format\n" * bool(left_out)
+    )
+
+
 def test_all_pages_are_read_for_a_limit_of_none(tmp_path, url):
     store(tmp_path, *(event(number) for number in range(2100)))
     for limit, count in ((0, 2100), (1500, 1500)):
@@ -136,7 +147,10 @@ def test_nothing_found_is_said(filled, url):
         (["query", "sqlite:///{}/audit.db", "--cursor", "x"], 2, "cursor='x'"),
         (["query", "sqlite:///{}/audit.db", "-t", "t", "--all-tenants"], 2, "one of them"),
         (["query", "sqlite:///{}/audit.db", "-n", "-1"], 2, "--limit"),
-        (["query"], 2, "url"),
+        (["query", "sqlite:///{}/audit.db", "-t", "a", "--tenant", "b"], 2, "give it once"),
+        (["tail", "sqlite:///{}/audit.db", "--actor", "a", "--actor", "b"], 2, "give it once"),
+        (["query"], 2, "LOGBUN_URL"),
+        (["dlq", "retry", "{}/ns", "--all"], 2, "LOGBUN_URL"),
         (["prune", "sqlite:///{}/audit.db"], 2, "--days"),
         (["prune", "sqlite:///{}/audit.db", "-t", "t1"], 2, "TENANT=DAYS"),
         (["prune", "sqlite:///{}/audit.db", "-t", "t1=0"], 2, "TENANT=DAYS"),
@@ -172,7 +186,7 @@ def test_pruning_counts_first(tmp_path, filled, url):
 
 def test_following_shows_each_event_once_as_it_arrives(tmp_path, url):
     store(tmp_path, *(event(n, moment=utc_now()) for n in range(3)))
-    command = [SCRIPT, "tail", url, "-t", "t1", "-n", "2", "--interval", "0.05", "--ndjson"]
+    command = [SCRIPT, "tail", url, "-t", "t1", "-n", "2", "--interval", "0.05", "-f", "ndjson"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "COLUMNS": "80"}
     )
@@ -263,6 +277,82 @@ def test_dead_letters_are_inserted_now(tmp_path, letters, url):
     assert "no dead letters" in run("dlq", "list", folder).stderr
 
 
+def test_a_dead_letter_may_be_named_as_its_file_is(letters):
+    folder, pending, dead = letters
+    for name in (pending, f"{pending}.batch", f"{dead}.batch.dead"):
+        assert run("dlq", "show", folder, name, "-f", "ndjson").stdout
+    assert "1 files" in run("dlq", "requeue", folder, f"{dead}.batch.dead").stderr
+    run("dlq", "delete", folder, f"{dead}.batch", f"{pending}.batch", "-y")
+    assert "no dead letters" in run("dlq", "list", folder).stderr
+
+
+@pytest.fixture
+def tenants(tmp_path):
+    """A namespace with a database for each tenant, of which a dead process has left events."""
+    code = (
+        "import os, logging\n"
+        "from logbun_logging import AuditTrail\n"
+        "trail = AuditTrail(namespace='app', mode='durable', data_dir='data', tenancy={'mode':"
+        " 'database_per_tenant', 'resolve_connection': lambda tenant: f'sqlite:///{tenant}.db'})\n"
+        "logging.getLogger().addHandler(trail.handler)\n"
+        "for tenant in ('t1', 't2'):\n"
+        "    logging.warning('first', extra={'tenant_id': tenant})\n"
+        "trail.flush()\n"
+        "for tenant in ('t1', 't2'):\n"
+        "    logging.warning('left', extra={'tenant_id': tenant})\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    queue = DeadLetterQueue(tmp_path / "data" / "app" / "dlq", DlqOptions())
+    for tenant in ("t1", "t2", "t3"):
+        queue.put(tenant, [encode_event(event(1, tenant_id=tenant, action="letter"))], "down")
+    return tmp_path / "data" / "app"
+
+
+def letters_of(folder, tenant):
+    found = json.loads(run("dlq", "list", folder, "--json").stdout)
+    return [file for file in found if file["envelope"]["tenant_id"] == tenant]
+
+
+def test_a_tenant_s_database_gets_no_other_tenant_s_events(tmp_path, tenants):
+    url = f"sqlite:///{tmp_path}/t1.db"
+    assert "--tenant" in run("dlq", "retry", tenants, url, "--all", status=2).stderr
+    assert "'t9'" in run("dlq", "retry", tenants, url, "--all", "-t", "t9", status=2).stderr
+    (other,) = letters_of(tenants, "t2")
+    for tenant in ((), ("-t", "t1")):
+        assert run("dlq", "retry", tenants, url, other["name"], *tenant, status=2).stderr
+    assert "1 events" in run("dlq", "retry", tenants, url, "--all", "-t", "t1").stderr
+    out = run("query", url, "--all-tenants", "-f", "ndjson").stdout
+    stored = [json.loads(line) for line in out.splitlines()]
+    assert {row["tenant_id"] for row in stored} == {"t1"}
+    assert sorted(row["action"] for row in stored) == ["first", "left", "letter"]
+    # What was others' is theirs still, and nobody holds the attempt against them.
+    assert not letters_of(tenants, "t1")
+    assert [file["envelope"]["attempts"] for file in letters_of(tenants, "t2")] == [0, 0]
+    assert letters_of(tenants, "t3")[0]["envelope"]["attempts"] == 0
+    assert not (tmp_path / "t3.db").exists()
+
+
+def test_a_tenant_that_never_had_a_database_may_be_given_one(tmp_path, tenants):
+    store(tmp_path)
+    assert (
+        "1 events"
+        in run(
+            "dlq", "retry", tenants, f"sqlite:///{tmp_path}/audit.db", "--all", "-t", "t3"
+        ).stderr
+    )
+    assert not letters_of(tenants, "t3")
+
+
+def test_a_tenant_s_dead_letters_alone_are_inserted(tmp_path, letters, url):
+    folder, pending, dead = letters
+    run("dlq", "requeue", folder, dead)
+    store(tmp_path)
+    assert "1 events" in run("dlq", "retry", folder, url, "--all", "-t", "t2").stderr
+    found = json.loads(run("dlq", "list", folder, "--json").stdout)
+    assert [file["name"] for file in found] == [pending]
+
+
 def test_a_file_that_a_service_works_on_is_left_to_it(tmp_path, letters, url):
     folder, pending, _ = letters
     store(tmp_path)
@@ -287,7 +377,9 @@ def test_a_live_service_s_log_is_shown_and_stays_its_own(tmp_path, make_trail, m
     out = run("wal", folder, "--events", "-f", "ndjson").stdout
     assert [json.loads(line)["entity_id"] for line in out.splitlines()] == ["0", "1", "2"]
     figures = json.loads(run("stats", folder, "--json").stdout)
-    assert (figures["wal_processes"], figures["wal_abandoned"], figures["wal_events"]) == (1, 0, 3)
+    assert (figures["wal_processes"], figures["wal_abandoned"]) == (1, 0)
+    assert figures["wal_segments"] == 1
+    assert figures["wal_bytes"] == sum(path.stat().st_size for path in folder.rglob("*.aof"))
     adapter.gate.set()
     audit.fire("a", tenant_id="t1", entity_id="3")
     assert trail.flush(20)
@@ -360,5 +452,5 @@ def test_without_the_extra_the_program_says_what_it_needs(missing):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
     assert done.returncode == 1
-    assert 'pip install "logbun-logging[cli]"' in done.stderr
+    assert "install the extra 'cli' of logbun-logging" in done.stderr
     assert "Traceback" not in done.stderr

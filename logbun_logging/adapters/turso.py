@@ -343,7 +343,7 @@ def _open_driver(name: DriverName, endpoint: Endpoint) -> Driver:
     """Return the driver, imported here, on the thread that configures: see SQLiteAdapter."""
     module, extra = _EXTRAS[name]
     if find_spec(module) is None:
-        allowed = f"a driver that is installed: pip install 'logbun-logging[{extra}]'"
+        allowed = f"a driver that is installed: install the extra {extra!r} of logbun-logging"
         raise ConfigurationError("adapter.driver", name, allowed)
     if name == "libsql":
         from logbun_logging.adapters.turso_process import ProcessDriver  # noqa: PLC0415

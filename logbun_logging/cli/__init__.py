@@ -1,7 +1,8 @@
 """The command line: query a database, and look after a namespace's files beside a live service.
 
 ``events`` has the commands that talk to a database, ``folder`` those that talk to the WAL and the
-DLQ, ``output`` knows how things are shown. Nothing here is imported by the library.
+DLQ, ``commands`` knows how arguments are read, and ``output`` how things are shown. Nothing here
+is imported by the library.
 
 Exit status: 0 for success, 1 if something went wrong, 2 if the command line is wrong.
 """

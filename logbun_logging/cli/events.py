@@ -15,8 +15,10 @@ from msgspec.structs import replace
 
 from logbun_logging.adapters.base import Adapter, FileAdapter
 from logbun_logging.adapters.factory import create_adapter
+from logbun_logging.cli.commands import Command
 from logbun_logging.cli.output import (
     Format,
+    LineFormat,
     friendly,
     show_events,
     show_line,
@@ -81,9 +83,8 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w":
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(query)
-    app.command()(tail)
-    app.command()(prune)
+    for command in (query, tail, prune):
+        app.command(cls=Command)(command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +180,24 @@ def tail(
     all_tenants: AllTenants = False,
     action: Action = None,
     actor: Actor = None,
+    entity_type: EntityType = None,
+    entity_id: EntityId = None,
+    outcome: Outcome = None,
+    request_id: RequestId = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Start with so many.")] = 10,
     follow: Annotated[bool, typer.Option(help="Go on until interrupted.")] = True,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
-    ndjson: Annotated[bool, typer.Option("--ndjson", help="One JSON object a line.")] = False,
+    form: Annotated[LineFormat, typer.Option("--format", "-f")] = LineFormat.TEXT,
 ) -> None:
     """Show the newest events, oldest first, and go on with those that arrive."""
-    filters = make_filters(action=action or None, actor_id=actor)
+    filters = make_filters(
+        action=action or None,
+        actor_id=actor,
+        entity_type=entity_type,
+        entity_id=entity_id,
+        outcome=outcome,
+        request_id=request_id,
+    )
     scope = _scope(tenant, all_tenants=all_tenants)
     with open_database(url) as adapter:
 
@@ -196,13 +208,13 @@ def tail(
         start = _look_back()
         seen = {event.id for event in recent(start)}
         found = list(_Search(adapter, scope, filters).newest(lines))[::-1] if lines else []
-        _show_lines(found, ndjson=ndjson)
+        _show_lines(found, form)
         seen.update(event.id for event in found)
         while follow:
             time.sleep(interval)
             before, start = start, _look_back()
             events = recent(before)
-            _show_lines([event for event in events if event.id not in seen], ndjson=ndjson)
+            _show_lines([event for event in events if event.id not in seen], form)
             seen = {event.id for event in events}
 
 
@@ -210,8 +222,8 @@ def _look_back() -> str:
     return utc_timestamp(time.time() - _LOOK_BACK)
 
 
-def _show_lines(events: list[AuditEvent], *, ndjson: bool) -> None:
-    if ndjson:
+def _show_lines(events: list[AuditEvent], form: LineFormat) -> None:
+    if form is LineFormat.NDJSON:
         show_events(events, Format.NDJSON)
         return
     for event in events:

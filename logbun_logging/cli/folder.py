@@ -7,21 +7,25 @@ processes of a service claim it from each other.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from logbun_logging.cli.commands import Command
 from logbun_logging.cli.events import Url, open_database
 from logbun_logging.cli.output import Format, friendly, show_events, show_json, show_table, warn
 from logbun_logging.dlq import DeadLetterQueue, DlqFile
 from logbun_logging.errors import ConfigurationError, LogbunError
 from logbun_logging.event import AuditEvent, decode_event
 from logbun_logging.files import try_lock
-from logbun_logging.options import DlqOptions
+from logbun_logging.options import DlqOptions, LimitOptions
+from logbun_logging.tenants import TenantRegistry
 from logbun_logging.trail import AuditTrail
+from logbun_logging.values import clean_tenant_id
 from logbun_logging.wal.codec import entry_of, read_records
 
 __all__ = ["register"]
@@ -29,38 +33,45 @@ __all__ = ["register"]
 Folder = Annotated[
     Path, typer.Argument(help="The namespace's folder: data_dir/namespace, e.g. .logbun/my-app")
 ]
-Name = Annotated[str, typer.Argument(help="The file's name, as 'dlq list' shows it.")]
+Name = Annotated[
+    str, typer.Argument(help="The file's name, as 'dlq list' shows it or as it is on the disk.")
+]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 State = Literal["pending", "processing", "dead"]
+
+#: What a dead letter's file is called behind its name.
+_SUFFIX: Final = re.compile(r"\.batch(\.processing|\.dead)?$")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(stats)
-    app.command()(wal)
+    app.command(cls=Command)(stats)
+    app.command(cls=Command)(wal)
     dlq = typer.Typer(no_args_is_help=True)
     app.add_typer(dlq, name="dlq", help="List, show, requeue, retry and delete dead letters.")
-    dlq.command("list")(dlq_list)
-    dlq.command("show")(dlq_show)
-    dlq.command("requeue")(dlq_requeue)
-    dlq.command("retry")(dlq_retry)
-    dlq.command("delete")(dlq_delete)
+    dlq.command("list", cls=Command)(dlq_list)
+    dlq.command("show", cls=Command)(dlq_show)
+    dlq.command("requeue", cls=Command)(dlq_requeue)
+    dlq.command("retry", cls=Command)(dlq_retry)
+    dlq.command("delete", cls=Command)(dlq_delete)
 
 
 @friendly
 def stats(folder: Folder, *, as_json: Json = False) -> None:
-    """Show what waits in the write-ahead logs and in the dead-letter queue."""
+    """Show how large the write-ahead logs are, and what waits in the dead-letter queue.
+
+    What in a write-ahead log is delivered already, only its process knows: trail.stats() tells.
+    """
     queue = _queue(folder)
-    segments = list(_segments(folder))
+    logs = {instance: _files(instance) for instance in _instances(folder)}
+    alive = sum(map(_is_held, logs))
     counts = queue.counts()
     first = [file.envelope.first_failed_at for file in queue.list() if file.envelope]
     found: dict[str, object] = {
-        "wal_processes": len({s.instance for s in segments if s.alive}),
-        "wal_abandoned": len({s.instance for s in segments if not s.alive}),
-        "wal_segments": len(segments),
-        "wal_events": sum(s.events for s in segments),
-        "wal_bytes": sum(s.size for s in segments),
-        "wal_oldest": min((s.oldest for s in segments if s.oldest), default=None),
+        "wal_processes": alive,
+        "wal_abandoned": len(logs) - alive,
+        "wal_segments": sum(map(len, logs.values())),
+        "wal_bytes": sum(_size(path) for paths in logs.values() for path in paths),
         **{f"dlq_{name}": count for name, count in counts.items()},
         "dlq_oldest": min(first, default=None),
         "corrupt_files": len(list(folder.rglob("*.corrupt"))),
@@ -128,8 +139,7 @@ def dlq_show(
 ) -> None:
     """Show the events in a file."""
     queue = _queue(folder)
-    _find(queue, name)
-    show_events(queue.show(name), form)
+    show_events(queue.show(_find(queue, name).name), form)
 
 
 @friendly
@@ -156,16 +166,23 @@ def dlq_retry(
     names: Annotated[list[str] | None, typer.Argument(help="Names of files.")] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All pending files.")] = False,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", "-t", help="Only this tenant's, whose database it is.")
+    ] = None,
 ) -> None:
     """Insert files into a database now; dead ones as well, if they are named.
 
-    What a process that has died left in its write-ahead log is delivered, too.
+    What a process that has died left in its write-ahead log is delivered, too. Where each tenant
+    has a database of its own, --tenant says whose this one is; nothing of others gets into it.
     """
-    chosen = _chosen(_queue(folder), names, every=every, state="pending")
+    queue = _queue(folder)
+    owner = clean_tenant_id(tenant, LimitOptions().max_string_bytes) if tenant else None
+    chosen = _chosen(queue, names, every=every, state="pending", tenant=owner)
+    where = _destination(folder, queue, url, owner)
     with open_database(url):
         pass  # says so if it cannot be opened: a trail would wait for it
     absolute = folder.absolute()
-    with AuditTrail(namespace=absolute.name, data_dir=absolute.parent, adapter=url) as trail:
+    with AuditTrail(namespace=absolute.name, data_dir=absolute.parent, **where) as trail:
         trail.ready()
         inserted = sum(trail.dlq.retry(name) for name in chosen)
         left = {file.name for file in trail.dlq.list()} & set(chosen)
@@ -242,6 +259,13 @@ def _files(instance: Path) -> list[Path]:
     return sorted(instance.glob("seg-*.aof")) + sorted(instance.glob("current.aof"))
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # delivered meanwhile
+        return 0
+
+
 def _records(path: Path) -> Iterator[tuple[bytes, bool]]:
     try:
         file = path.open("rb")
@@ -281,21 +305,59 @@ def _queue(folder: Path) -> DeadLetterQueue:
     return DeadLetterQueue(folder / "dlq", DlqOptions())
 
 
+def _destination(
+    folder: Path, queue: DeadLetterQueue, url: str, owner: str | None
+) -> dict[str, Any]:
+    """Return the options that say where events go: of a tenant's database, to that one only.
+
+    Others' events that a dead process left are then dead letters, for the service to deliver.
+    """
+    registry = folder / "tenants.ndjson"
+    if not registry.is_file():
+        return {"adapter": url}
+    if owner is None:
+        allowed = "the tenant whose database URL is: each tenant of this namespace has its own"
+        raise ConfigurationError("--tenant", None, allowed)
+    waiting = {file.envelope.tenant_id for file in queue.list() if file.envelope}
+    if owner not in waiting.union(TenantRegistry(registry).tenants()):
+        raise ConfigurationError("--tenant", owner, f"a tenant that {registry} names")
+
+    def resolve_connection(tenant_id: str) -> str:
+        if tenant_id != owner:
+            raise LogbunError(f"left to the service: logbun was given the database of {owner!r}")
+        return url
+
+    tenancy = {"mode": "database_per_tenant", "resolve_connection": resolve_connection}
+    return {"tenancy": tenancy, "retry": {"max_retries": 0, "first_scan": 86_400.0}}
+
+
 def _find(queue: DeadLetterQueue, name: str) -> DlqFile:
-    found = next((file for file in queue.list() if file.name == name), None)
+    plain = _SUFFIX.sub("", name)
+    found = next((file for file in queue.list() if file.name == plain), None)
     if found is None:
         raise LogbunError(f"there is no dead letter {name}: see dlq list")
     return found
 
 
 def _chosen(
-    queue: DeadLetterQueue, names: list[str] | None, *, every: bool, state: State
+    queue: DeadLetterQueue,
+    names: list[str] | None,
+    *,
+    every: bool,
+    state: State,
+    tenant: str | None = None,
 ) -> list[str]:
+    """Return the names of the files that were named, or of all: those of *tenant*, if given."""
     if bool(names) == every:
         raise ConfigurationError("NAMES", names, "names of files, or --all")
-    if every:
-        return [file.name for file in queue.list(state)]
-    return [_find(queue, name).name for name in names or ()]
+    found = queue.list(state) if every else [_find(queue, name) for name in names or ()]
+    if tenant is None:
+        return [file.name for file in found]
+    own = [file for file in found if file.envelope and file.envelope.tenant_id == tenant]
+    if not every and len(own) < len(found):
+        other = next(file.name for file in found if file not in own)
+        raise ConfigurationError("NAMES", other, f"files of the tenant {tenant!r}")
+    return [file.name for file in own]
 
 
 def _row(file: DlqFile) -> tuple[object, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, ParamSpec, TypeVar
 
 import msgspec
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +20,16 @@ from rich.text import Text
 from logbun_logging.errors import ConfigurationError, LogbunError, QueryError
 from logbun_logging.event import FIELDS, AuditEvent
 
-__all__ = ["Format", "friendly", "show_events", "show_json", "show_line", "show_table", "warn"]
+__all__ = [
+    "Format",
+    "LineFormat",
+    "friendly",
+    "show_events",
+    "show_json",
+    "show_line",
+    "show_table",
+    "warn",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +37,8 @@ R = TypeVar("R")
 #: Columns of a terminal that nobody looks at: a pipe gets its lines whole.
 _WIDE: Final = 250
 
+#: The columns of a table of events. In a narrow terminal the last ones are left out, down to
+#: _FEWEST.
 _SHOWN: Final = (
     "created_at",
     "tenant_id",
@@ -37,6 +49,7 @@ _SHOWN: Final = (
     "outcome",
     "ip_address",
 )
+_FEWEST: Final = 4
 
 
 class Format(StrEnum):
@@ -46,6 +59,13 @@ class Format(StrEnum):
     JSON = "json"
     NDJSON = "ndjson"
     CSV = "csv"
+
+
+class LineFormat(StrEnum):
+    """How events are written as they arrive."""
+
+    TEXT = "text"
+    NDJSON = "ndjson"
 
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:
@@ -58,8 +78,7 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
         except (ConfigurationError, QueryError) as error:
             raise _failure(str(error), 2) from error
         except ModuleNotFoundError as error:
-            hint = "install the extra of that database, as in: pip install 'logbun-logging[turso]'"
-            raise _failure(f"{error}; {hint}", 1) from error
+            raise _failure(f"{error}; install the extra of that database", 1) from error
         except BrokenPipeError:
             raise  # whoever read has seen enough: click ends quietly
         except (LogbunError, OSError) as error:
@@ -92,10 +111,13 @@ def show_events(events: Iterable[AuditEvent], form: Format) -> int:
     if form is Format.JSON:
         _write(msgspec.json.format(msgspec.json.encode(found)))
     elif found:
-        rows = [[getattr(event, name) for name in _SHOWN] for event in found]
-        filled = [any(row[column] for row in rows) for column in range(len(_SHOWN))]
-        names = [name for name, full in zip(_SHOWN, filled, strict=True) if full]
-        show_table(names, [_only(row, filled) for row in rows])
+        columns = {name: [_cell(getattr(event, name)) for event in found] for name in _SHOWN}
+        names = [name for name in _SHOWN if any(columns[name])]
+        fitting = _fitting(names, columns)
+        show_table(fitting, zip(*(columns[name] for name in fitting), strict=True))
+        if fitting != names:
+            left_out = ", ".join(names[len(fitting) :])
+            warn(f"left out, for want of room: {left_out}; see --format")
     return len(found)
 
 
@@ -113,13 +135,29 @@ def show_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table to stdout."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        table.add_column(name.replace("_id", ""), overflow="fold")
+        table.add_column(_title(name), overflow="fold", no_wrap=name == "created_at")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
+    _console().print(table)
+
+
+def _console() -> Console:
     console = Console(soft_wrap=False)
-    if not console.is_terminal:
-        console = Console(width=_WIDE)
-    console.print(table)
+    return console if console.is_terminal else Console(width=_WIDE)
+
+
+def _title(name: str) -> str:
+    return name.replace("_id", "")
+
+
+def _fitting(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the first of *names*: as many as fit into the terminal, or the fewest."""
+    fitting = list(names)
+    widths = {name: max(map(cell_len, [_title(name), *columns[name]])) for name in names}
+    room = _console().width
+    while len(fitting) > _FEWEST and sum(widths[name] + 2 for name in fitting) - 2 > room:
+        fitting.pop()
+    return fitting
 
 
 def _each(events: Iterable[AuditEvent], write: Callable[[AuditEvent], Any]) -> int:
@@ -139,10 +177,6 @@ def _cells(event: AuditEvent) -> list[str]:
         msgspec.json.encode(value).decode() if isinstance(value, dict) else value or ""
         for value in values
     ]
-
-
-def _only(row: Sequence[object], wanted: Sequence[bool]) -> list[object]:
-    return [value for value, want in zip(row, wanted, strict=True) if want]
 
 
 def _cell(value: object) -> str:
