@@ -19,6 +19,7 @@ it.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -145,6 +146,7 @@ class Claim:
         """Remove the file: its events are in the database."""
         if self._descriptor >= 0:
             self._path.unlink(missing_ok=True)
+            self._queue.has_room()
             self.close()
 
     def put_back(self) -> None:
@@ -195,6 +197,7 @@ class DeadLetterQueue:
         self._envelopes: dict[tuple[str, State, int], Envelope | None] = {}
         self._known: tuple[int, int] | None = None  # files and bytes, by our own account
         self._known_at = 0.0
+        self._refused_at = -math.inf
 
     # ── the pipeline ──
 
@@ -205,6 +208,17 @@ class DeadLetterQueue:
             DlqFullError: the queue's bounds are reached.
             OSError: it cannot be written.
         """
+        try:
+            return self._put(tenant_id, payloads, reason)
+        except (OSError, DlqFullError):
+            self._refused_at = time.monotonic()
+            raise
+
+    def refused_within(self, seconds: float) -> bool:
+        """Tell whether a batch could not be written so lately, and no room was made since."""
+        return time.monotonic() - self._refused_at < seconds
+
+    def _put(self, tenant_id: str | None, payloads: Sequence[bytes], reason: str) -> str:
         make_folder(self._folder)
         size = sum(map(len, payloads))
         with self._lock:
@@ -215,13 +229,16 @@ class DeadLetterQueue:
                     f"dlq.max_files={self._options.max_files:,} and "
                     f"dlq.max_bytes={self._options.max_bytes:,}"
                 )
+            self._known = (files + 1, total + size)  # before it is written: others write as well
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         name = f"{_tenant_part(tenant_id)}_{stamp}_{os.urandom(4).hex()}"
         envelope = new_envelope(tenant_id, len(payloads), reason)
-        written = write_atomically(self._folder / (name + _PENDING), _chunks(envelope, payloads))
-        with self._lock:
-            if self._known is not None:
-                self._known = (self._known[0] + 1, self._known[1] + written)
+        try:
+            write_atomically(self._folder / (name + _PENDING), _chunks(envelope, payloads))
+        except OSError:
+            with self._lock:
+                self._known = None
+            raise
         return name
 
     def claims(self) -> Iterator[Claim]:
@@ -272,6 +289,10 @@ class DeadLetterQueue:
         self._claims.discard(claim)
         with self._lock:
             self._known = None
+
+    def has_room(self) -> None:
+        """Note that a file has gone."""
+        self._refused_at = -math.inf
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's claims."""

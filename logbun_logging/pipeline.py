@@ -379,7 +379,9 @@ class Pipeline:
     def _more_to_come(self) -> bool:
         if self.bootstrap_error is not None or not self.databases.healthy():
             return False  # the rest waits in files until there is a database
-        if self.redelivery.recovering or self.redelivery.parked():
+        if self.redelivery.recovering or (
+            self.redelivery.parked() and not self.redelivery.held_up()
+        ):
             return True
         self._ask_back()
         return self.redelivery.scanning

@@ -35,6 +35,9 @@ _LOOK = 0.02
 #: Recovered events that are let in together, between two looks at the database's health.
 _PORTION = 64
 
+#: How long the DLQ is left alone when it takes nothing, in seconds.
+_REFUSED_PAUSE = 5.0
+
 #: How often the thread looks whether something has to be done, in seconds.
 _TICK = 0.5
 
@@ -123,8 +126,17 @@ class Redelivery:
 
     def parked(self) -> int:
         """Return how many records wait in WAL files alone, to be read back."""
-        adopted = sum(segment.parked for log in [*self._adopted] for segment in [*log.segments])
+        adopted = sum(
+            len(segment.parked) for log in [*self._adopted] for segment in [*log.segments]
+        )
         return self._wal.parked() + adopted
+
+    def held_up(self) -> bool:
+        """Tell whether what is parked waits for room in the DLQ, which would not take it.
+
+        It is tried again after a pause, and as soon as a file leaves the DLQ.
+        """
+        return self._dlq.refused_within(_REFUSED_PAUSE)
 
     def nudge(self) -> None:
         """Look now whether something has to be done."""
@@ -172,7 +184,7 @@ class Redelivery:
                     if now >= next_adoption:
                         next_adoption = now + self._retry.scan_interval
                         self._recover()
-                    elif opened:
+                    elif opened and not self.held_up():
                         self._read_parked()
                     if now >= next_scan or (self._scan_soon and opened):
                         next_scan = now + self._retry.scan_interval
@@ -219,12 +231,18 @@ class Redelivery:
 
     def _read(self, segment: Segment) -> bool:
         """Let into memory what only the segment's file has; return False if we are to stop."""
-        parked = segment.parked
+        parked = len(segment.parked)
+        wanted = None if segment.unread else {*segment.parked}
         known = {entry.payload for entry in [*segment.pending]}
         entries = read_segment(segment, self._damaged)
         try:
             while portion := list(islice(entries, _PORTION)):
-                fresh = [entry for entry in portion if entry.payload not in known]
+                fresh = [
+                    entry
+                    for entry in portion
+                    if entry.payload not in known
+                    and (wanted is None or hash(entry.payload) in wanted)
+                ]
                 left = self._readmit(fresh)
                 for entry in {*portion}.difference(fresh) | {*left}:
                     segment.pending.pop(entry, None)  # it is in the file alone, as before

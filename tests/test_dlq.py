@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,26 @@ def test_the_bounds_are_kept(tmp_path):
     queue.put("t", [payload()], "x")
     with pytest.raises(DlqFullError, match="max_files=1"):
         queue.put("t", [payload()], "x")
+
+
+def test_the_bounds_are_kept_by_several_writers_at_once(tmp_path):
+    queue = DeadLetterQueue(tmp_path / "dlq", DlqOptions(max_files=3))
+    start = threading.Barrier(8)
+
+    def put():
+        start.wait()
+        with suppress(DlqFullError):
+            queue.put("t", [payload()], "x")
+
+    threads = [threading.Thread(target=put) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(queue.list()) == 3
+    assert queue.refused_within(60)
+    next(queue.claims()).done()
+    assert not queue.refused_within(60)
 
 
 def test_a_full_disk_leaves_nothing_behind(queue, tmp_path, monkeypatch):

@@ -9,7 +9,14 @@ import threading
 
 import pytest
 
-from logbun_logging.event import AuditEvent, Entry, encode_event, new_event_id, utc_now
+from logbun_logging.event import (
+    AuditEvent,
+    Entry,
+    decode_event,
+    encode_event,
+    new_event_id,
+    utc_now,
+)
 from logbun_logging.options import WalOptions
 from logbun_logging.wal import WalWriter, adopt_abandoned, read_segment
 from logbun_logging.wal.codec import encode_line, read_records
@@ -283,9 +290,19 @@ def test_parked_records_are_read_back(make_wal):
     assert wal.park(found)
     assert wal.parked() == 1
     (segment,) = wal.take_parked()
-    assert segment.parked == 1
+    assert len(segment.parked) == 1
     assert not segment.finished
     assert not wal.park(entry(2))
+
+
+def test_what_waits_in_the_file_alone_counts_for_the_oldest(make_wal):
+    wal = make_wal()
+    first, second = entry(1), entry(2)
+    wal.append(first)
+    wal.append(second)
+    assert wal.park(first)
+    wal.acknowledge([second])
+    assert wal.usage()[2] == decode_event(first.payload).created_at
 
 
 def test_a_heal_that_cannot_be_synced_takes_nothing_from_the_old_file(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -52,14 +53,26 @@ class Segment:
             written.
         file: open for appending; None when there is none.
         pending: entries in memory that are not acknowledged, oldest first.
-        parked: records whose only copy is this file; they have to be read back.
+        parked: hashes of the records whose only copy is this file; they have to be read back. Eight
+            bytes each, and what else is in the file is not delivered again.
+        parked_since: when the first of those was created.
         sealed: nothing is appended any more.
         unread: left by a dead process, and not read to its end yet.
         failed: a write or sync failed, so what is pending must be written again elsewhere.
         sealed_at: monotonic seconds, if its file was open then.
     """
 
-    __slots__ = ("failed", "file", "parked", "path", "pending", "sealed", "sealed_at", "unread")
+    __slots__ = (
+        "failed",
+        "file",
+        "parked",
+        "parked_since",
+        "path",
+        "pending",
+        "sealed",
+        "sealed_at",
+        "unread",
+    )
 
     def __init__(
         self, path: Path | None, file: AppendFile | None = None, *, unread: bool = False
@@ -67,7 +80,8 @@ class Segment:
         self.path = path
         self.file = file
         self.pending: dict[Entry, None] = {}
-        self.parked = 0
+        self.parked = array("q")
+        self.parked_since: str | None = None
         self.sealed = unread
         self.unread = unread
         self.failed = path is None
@@ -101,12 +115,20 @@ class Segment:
         except OSError:
             return 0
 
+    def park(self, payload: bytes) -> None:
+        """Note that from now on the file alone has a record."""
+        if not self.parked:
+            self.parked_since = decode_event(payload).created_at
+        self.parked.append(hash(payload))
+
     def oldest(self) -> str | None:
-        """Return when the oldest pending event was created."""
+        """Return when the oldest event was created that is pending or parked."""
+        parked = self.parked_since if self.parked else None
         while self.pending:
             with suppress(RuntimeError, StopIteration):  # another thread appended just now
-                return decode_event(next(iter(self.pending)).payload).created_at
-        return None
+                pending = decode_event(next(iter(self.pending)).payload).created_at
+                return min(parked, pending) if parked else pending
+        return parked
 
     def delete(self) -> None:
         """Remove the file."""

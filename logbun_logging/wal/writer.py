@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -195,15 +196,15 @@ class WalWriter:
             if segment is None or segment.failed:
                 return False
             if entry in segment.pending:
-                segment.parked += 1  # first: a segment with neither is deleted
+                segment.park(entry.payload)  # first: a segment with neither is deleted
                 del segment.pending[entry]
                 entry.segment = None
             return True
 
     def unpark(self, segment: Segment, records: int) -> None:
-        """Note that *records* of what was parked in *segment* are in memory again."""
+        """Note that the first *records* of what was parked in *segment* are in memory again."""
         with self._pending_lock:
-            segment.parked = max(0, segment.parked - records)
+            del segment.parked[:records]
 
     def keeps(self, entry: Entry) -> bool:
         """Tell whether a file has *entry*, so that the next start will find it."""
@@ -222,7 +223,7 @@ class WalWriter:
 
     def parked(self) -> int:
         """Return how many records have to be read back."""
-        return sum(segment.parked for segment in [*self._segments])
+        return sum(len(segment.parked) for segment in [*self._segments])
 
     def usage(self) -> tuple[int, int, str | None]:
         """Return segments, bytes, and when the oldest un-acknowledged event was created."""
@@ -370,16 +371,20 @@ class WalWriter:
     def _copy(self, source: Segment, target: Segment) -> _Copy:
         """Write everything that only *source* has to *target* as well."""
         with self._pending_lock:
-            parked = source.parked
+            parked = frozenset(source.parked)
         entries = list(source.pending)
         lines = [encode_line(entry.payload) for entry in entries]
         if parked and source.path is not None:
-            known = {entry.payload for entry in entries}
+            known = {hash(entry.payload) for entry in entries}
+            found: dict[int, bytes] = {}
             with suppress(OSError), source.path.open("rb") as file:
-                found = [data for data, whole in read_records(file) if whole and data not in known]
-                lines += map(encode_line, found)
-            if len(lines) < len(entries) + parked:
-                parked = 0  # they stay where they are, to be read back and reported
+                found = {
+                    hash(data): encode_line(data)
+                    for data, whole in read_records(file)
+                    if whole and hash(data) in parked and hash(data) not in known
+                }
+            lines += found.values()
+            parked &= known.union(found)  # the rest stays, to be read back and reported
         for line in lines:
             _write_all(_number(target), line)
         return _Copy(frozenset(entries), parked)
@@ -387,9 +392,12 @@ class WalWriter:
     def _move(self, source: Segment, target: Segment, copy: _Copy) -> None:
         """Make *target* the home of what *source* has; write what came after the copy."""
         with self._pending_lock:
-            moved = min(copy.parked, source.parked)
-            source.parked -= moved
-            target.parked += moved
+            moved = array("q", (record for record in source.parked if record in copy.parked))
+            if moved:
+                rest = (record for record in source.parked if record not in copy.parked)
+                source.parked = array("q", rest)
+                target.parked += moved
+                target.parked_since = min(filter(None, (source.parked_since, target.parked_since)))
         while source.pending:
             entries = list(source.pending)
             for entry in entries:
@@ -507,10 +515,10 @@ class WalWriter:
 
 
 class _Copy(NamedTuple):
-    """What a new file has of an old one: the entries, and how many parked records."""
+    """What a new file has of an old one: the entries, and the hashes of parked records."""
 
     entries: frozenset[Entry]
-    parked: int
+    parked: frozenset[int]
 
 
 def _number(segment: Segment) -> int:

@@ -142,6 +142,29 @@ def test_one_tenants_poison_is_found_without_an_insert_for_each_other(make_trail
     assert adapter.calls < 50
 
 
+def test_what_is_left_to_the_wal_brings_nothing_else_back_with_it(make_trail, make_logger):
+    adapter = MemoryAdapter()
+    adapter.poison = "poison"
+    trail = make_trail(
+        adapter=adapter, mode="durable", dlq={"max_files": 1}, retry={**QUICK, "max_retries": 0}
+    )
+    audit = audit_for(trail, make_logger)
+    for number in range(3):
+        audit.fire("poison", tenant_id=f"bad{number}")
+        audit.fire("good", tenant_id="good")
+    assert wait_until(lambda: trail.stats()["wal"]["parked"] == 2, 20)
+    assert wait_until(lambda: len(adapter.events) == 3, 20)
+    assert not trail.flush(5)  # two have nowhere to go
+    assert trail.run_maintenance()  # reads them back
+    assert wait_until(lambda: trail.stats()["wal"]["parked"] == 2, 20)
+    stats = trail.stats()
+    assert stats["recovered"] == 2
+    assert stats["inserted"] == 3
+    assert stats["dlq"]["pending_events"] == stats["dead_lettered"] == 1
+    adapter.poison = None
+    assert wait_until(lambda: trail.run_maintenance() and len(adapter.events) == 6, 20)
+
+
 def test_attempts_survive_a_restart(make_trail, make_logger):
     adapter = MemoryAdapter()
     adapter.poison = "poison"
