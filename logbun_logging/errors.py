@@ -41,15 +41,29 @@ class ConfigurationError(LogbunError, ValueError):
         super().__init__(f"{given}: {found}allowed is {allowed}")
 
     @classmethod
+    def missing(cls, option: str, allowed: str) -> ConfigurationError:
+        """Return the error of an option that has to be given."""
+        return cls(option, None, allowed, problem=f"{option} is required")
+
+    @classmethod
     def unknown(
-        cls, option: str, value: object, known: Iterable[str], prefix: str = ""
+        cls,
+        option: str,
+        value: object,
+        known: Iterable[str],
+        prefix: str = "",
+        meant: str | None = None,
     ) -> ConfigurationError:
-        """Return the error of an option, named *prefix* and *option*, that is none of *known*."""
+        """Return the error of an option, named *prefix* and *option*, that is none of *known*.
+
+        Without *meant*, the option that may be meant is looked for among *known*.
+        """
         from difflib import get_close_matches  # noqa: PLC0415 - only who misspells pays for it
 
         names = list(known)
-        close = get_close_matches(option, names, n=1)
-        hint = f", did you mean {prefix + close[0]!r}?" if close else ""
+        close = [prefix + name for name in get_close_matches(option, names, n=1)]
+        meant = meant or next(iter(close), None)
+        hint = f", did you mean {meant!r}?" if meant else ""
         allowed = f"one of {', '.join(names)}"
         return cls(prefix + option, value, allowed, problem=f"there is no such option{hint}")
 

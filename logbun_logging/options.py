@@ -274,12 +274,13 @@ def parse_options(given: Mapping[str, Any]) -> TrailOptions:
         parsed[name] = _value(name, value) if group is None else _group(name, value, group)
     for name in ("namespace", "adapter"):
         if parsed.get(name) is None and not (name == "adapter" and _per_tenant(parsed)):
-            raise ConfigurationError(name, parsed.get(name), "required: " + _HINTS[name])
+            raise ConfigurationError.missing(name, _HINTS[name])
     parsed.setdefault("adapter", None)
     if _per_tenant(parsed):
         parsed.setdefault("require_tenant_id", True)
     options = TrailOptions(**parsed)
     _check_together(options, parsed)
+    _check_use(options, values)
     return options
 
 
@@ -305,14 +306,21 @@ def _group(name: str, value: Any, group: type[Any]) -> Any:
 
 
 def _refuse_unknown(prefix: str, values: Mapping[Any, Any], group: type[Any]) -> None:
-    known = group.__struct_fields__
+    known = _fields(group)
     for key in values:
         if key not in known:
-            raise ConfigurationError.unknown(str(key), values[key], known, prefix)
+            groups = () if prefix else _GROUPS.items()  # a group's option that stands outside it
+            meant = next((f"{name}.{key}" for name, one in groups if key in _fields(one)), None)
+            raise ConfigurationError.unknown(str(key), values[key], known, prefix, meant)
+
+
+def _fields(group: type[Any]) -> tuple[str, ...]:
+    fields: tuple[str, ...] = group.__struct_fields__
+    return fields
 
 
 def _names(group: type[Any]) -> str:
-    return ", ".join(group.__struct_fields__)
+    return ", ".join(_fields(group))
 
 
 def _value(option: str, value: Any) -> Any:
@@ -323,7 +331,8 @@ def _value(option: str, value: Any) -> Any:
             raise ConfigurationError(option, value, " or ".join(map(repr, _CHOICES[option])))
         return value
     if option == "namespace":
-        if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
+        fits = isinstance(value, str) and _NAMESPACE.fullmatch(value)
+        if not fits and value is not None:  # which is a missing one
             raise ConfigurationError(option, value, _HINTS["namespace"])
         return value
     if option == "data_dir":
@@ -421,3 +430,25 @@ def _check_together(options: TrailOptions, given: Mapping[str, Any]) -> None:
     elif tenancy.resolve_connection is not None:
         allowed = "absent unless tenancy.mode='database_per_tenant'"
         raise ConfigurationError("tenancy.resolve_connection", tenancy.resolve_connection, allowed)
+
+
+def _check_use(options: TrailOptions, values: Mapping[str, Any]) -> None:
+    """Refuse what was said and would do nothing."""
+    if "pool" in values and options.tenancy.mode != "database_per_tenant":
+        allowed = "absent unless tenancy.mode='database_per_tenant': there is one database"
+        raise ConfigurationError("pool", values["pool"], allowed)
+    batching, retention = options.batching, options.retention
+    if _says(values, "batching", "max_size") and batching.max_size > batching.max_queue_size:
+        allowed = f"at most batching.max_queue_size, which is {batching.max_queue_size:,}"
+        raise ConfigurationError("batching.max_size", batching.max_size, allowed)
+    says_when = _says(values, "retention", "cron")
+    if says_when and not retention.tenants and not _says(values, "retention", "days"):
+        allowed = "with retention.days or retention.tenants: without them nothing is pruned"
+        raise ConfigurationError("retention.cron", retention.cron, allowed)
+
+
+def _says(values: Mapping[str, Any], group: str, name: str) -> bool:
+    given = values.get(group, {})
+    if isinstance(given, Mapping):
+        return name in given
+    return bool(getattr(given, name) != getattr(_GROUPS[group](), name))

@@ -142,7 +142,7 @@ def test_a_broken_handler_does_not_break_the_call(make_logger, caplog):
     ("url", "message"),
     [
         ("sqlite:///a.db?busy_timeout=soon", "busy_timeout"),
-        ("sqlite:///a.db?colour=red", "SQLiteAdapter"),
+        ("sqlite:///a.db?colour=red", "adapter.colour='red'"),
         ({"url": "oracle://x"}, "type"),
     ],
 )

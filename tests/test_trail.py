@@ -23,6 +23,7 @@ from logbun_logging import (
 from logbun_logging.adapters import sql
 from logbun_logging.adapters.sqlite import SQLiteAdapter
 from logbun_logging.event import AuditEvent, decode_event, new_event_id, utc_timestamp
+from logbun_logging.options import BatchingOptions, parse_options
 from logbun_logging.query import Pagination, make_filters
 from tests.fakes import MemoryAdapter, wait_until
 
@@ -241,13 +242,23 @@ def test_an_older_table_is_brought_up_to_date(tmp_path, make_trail):
 
 BAD_OPTIONS = [
     ({"namespace": "a/b"}, "namespace='a/b'"),
-    ({"namespace": None}, "namespace=None"),
+    ({"namespace": None}, "namespace=None: namespace is required; allowed is 1 to 64"),
     ({"adapter": None}, "adapter=None"),
     ({"adapter": "nowhere"}, "adapter='nowhere'"),
     ({"adapter": "sqlite://host/path"}, "sqlite:///"),
     ({"adapter": {"type": "oracle"}}, "adapter.type='oracle'"),
     ({"adapter": {"type": "sqlite", "pth": "x"}}, "adapter.pth='x'.*did you mean 'adapter.path'"),
-    ({"adapter": {"type": "sqlite"}}, "SQLiteAdapter"),
+    ({"adapter": {"type": "sqlite"}}, "adapter.path is required; .*SQLiteAdapter"),
+    ({"max_size": 10}, "max_size=10.*did you mean 'batching.max_size'"),
+    ({"days": 10}, "days=10.*did you mean 'retention.days'"),
+    ({"pool": {"idle_timeout": 10.0}}, "pool=.*absent unless tenancy.mode='database_per_tenant'"),
+    (
+        {"batching": {"max_size": 2000, "max_queue_size": 1000}},
+        "batching.max_size=2000: allowed is at most batching.max_queue_size, which is 1,000",
+    ),
+    ({"batching": {"max_size": 1001}}, "batching.max_size=1001"),
+    ({"batching": BatchingOptions(max_size=1001)}, "batching.max_size=1001"),
+    ({"retention": {"cron": "0 3 * * *"}}, "retention.cron='0 3 .*with retention.days or"),
     (
         {"adapter": "sqlite:///a.db?busytimeout=1"},
         "adapter.busytimeout='1'.*'adapter.busy_timeout'",
@@ -289,6 +300,21 @@ BAD_OPTIONS = [
     ({"require_tenant_id": "yes"}, "require_tenant_id='yes'"),
     ({"limits": {"max_string_bytes": 1}}, "limits.max_string_bytes=1"),
 ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batching": {"max_queue_size": 10}},
+        {"batching": BatchingOptions(max_queue_size=10)},
+        {"retention": {"days": None, "cron": "0 3 * * *"}},  # switched off, and said so
+        {"retention": {"tenants": {"t": 1}, "cron": "0 3 * * *"}},
+        {"adapter": None, "pool": {}, "tenancy": {"mode": "database_per_tenant",
+                                                  "resolve_connection": str}},
+    ],
+)  # fmt: skip
+def test_an_option_that_does_something_is_taken(tmp_path, options):
+    parse_options({"namespace": "test", "adapter": "sqlite:///a.db", **options})
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=range(len(BAD_OPTIONS)))

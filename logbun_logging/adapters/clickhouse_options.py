@@ -24,6 +24,10 @@ _FORMS: Final = (
     "clickhouse://user:password@host:8123/database, clickhouses:// for TLS, "
     "or chdb:///absolute/folder"
 )
+_PARTS: Final = (
+    f"{_FORMS}, the port from 1 to 65,535, and signs like # / ? @ in a name or a password "
+    "percent-encoded (%23 %2F %3F %40)"
+)
 _SCHEMES: Final = {"clickhouse", "clickhouses", "chdb"}
 
 #: What the query part of a URL may have, and how it is read.
@@ -97,7 +101,9 @@ def _from_url(url: Any) -> dict[str, Any]:
         parts = urlsplit(url)
         scheme, port = parts.scheme, parts.port
     except (ValueError, AttributeError):
-        raise ConfigurationError("adapter.url", url, _FORMS) from None
+        raise ConfigurationError("adapter.url", url, _PARTS) from None
+    if parts.fragment:
+        raise ConfigurationError("adapter.url", url, _PARTS)
     if scheme not in _SCHEMES or bool(parts.hostname) == (scheme == "chdb"):
         raise ConfigurationError("adapter.url", url, _FORMS)
     values = _query_part(url, parts)

@@ -73,6 +73,10 @@ def _from_mapping(options: dict[str, Any], option: str) -> Adapter:
     for key, value in options.items():
         if key not in known:
             raise ConfigurationError.unknown(str(key), value, known, f"{option}.")
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and options.get(key) is None:
+            allowed = f"an argument of {name} ({', '.join(known)})"
+            raise ConfigurationError.missing(f"{option}.{key}", allowed)
     try:
         adapter: Adapter = adapter_class(**options)
     except TypeError as error:

@@ -67,6 +67,9 @@ def test_chdb_is_a_folder(tmp_path):
         ({"url": "clickhouse://db", "host": "db"}, "adapter"),
         ({"url": "clickhouse:///audit"}, "adapter.url"),
         ({"url": "clickhouse://db:port"}, "adapter.url"),
+        ({"url": "clickhouse://db:99999"}, "adapter.url"),
+        ({"url": "clickhouse://me:pass#word@db/audit"}, "adapter.url"),
+        ({"url": "clickhouse://me:12#word@db/audit"}, "adapter.url"),
         ({"url": "http://db:8123"}, "adapter.url"),
         ({"url": 7}, "adapter.url"),
         ({"url": "chdb://memory"}, "adapter.url"),
@@ -98,6 +101,12 @@ def test_what_is_not_allowed_is_named(given, option):
     assert caught.value.option == option
 
 
+def test_a_port_or_a_password_that_cannot_be_read_is_told_how():
+    for url in ("clickhouse://db:99999", "clickhouse://me:pass#word@db", "clickhouse://me:1#w@db"):
+        with pytest.raises(ConfigurationError, match=r"1 to 65,535.*%23"):
+            ClickHouseAdapter(url)
+
+
 def test_no_password_is_in_any_text():
     secret = "hunter2-hunter2"
     texts = [
@@ -106,6 +115,8 @@ def test_no_password_is_in_any_text():
     ]
     for given in (
         {"url": f"clickhouse://me:{secret}@db:port"},
+        {"url": f"clickhouse://me:{secret}#/?x@db:1/audit"},
+        {"url": f"clickhouse://me:12#{secret}@db:1/audit"},
         {"url": f"clickhouse://me:{secret}@db/audit?unknown=1"},
         {"url": f"clickhouse://me:{secret}@db", "host": "db"},
         {"path": "/data", "password": secret},
