@@ -21,6 +21,9 @@ __all__ = ["AuditProcessor"]
 #: What structlog's own processors add, and an audit event has another place for.
 _STRUCTLOG_KEYS: Final = ("level", "logger", "timestamp", "log_level")
 
+#: Where its stdlib loggers keep the arguments of a message.
+_ARGS: Final = "positional_args"
+
 _LEVELS: Final = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -68,12 +71,14 @@ class AuditProcessor:
         action = fields.pop("event", None)
         for key in _STRUCTLOG_KEYS:
             fields.pop(key, None)
+        # structlog's stdlib loggers leave it to a processor to format the message.
+        args = fields.pop(_ARGS) if isinstance(fields.get(_ARGS), tuple) else ()
         call: dict[str, Any] = {key: fields.pop(key) for key in _CALL_KEYS if key in fields}
         if self._trail is None:
             extra = {f"{key}_" if key in _RESERVED else key: fields[key] for key in fields}
-            return (action,), {**call, "extra": extra}
+            return (action, *args), {**call, "extra": extra}
         trail = get_trail(self._trail) if isinstance(self._trail, str) else self._trail
-        self._record(trail.handler, method_name, action, fields, call)
+        self._record(trail.handler, method_name, (action, *args), fields, call)
         from structlog import DropEvent  # noqa: PLC0415 - whoever calls a processor has it loaded
 
         raise DropEvent
@@ -82,17 +87,17 @@ class AuditProcessor:
         self,
         handler: AuditQueueHandler,
         method_name: str,
-        action: Any,
+        message: tuple[Any, ...],
         fields: Mapping[str, Any],
         call: Mapping[str, Any],
     ) -> None:
         level = _LEVELS.get(method_name, logging.INFO)
         extra = {f"{key}_" if key in _RESERVED else key: fields[key] for key in fields}
         exc_info = call.get("exc_info")
-        if not exc_info and not call.get("stack_info"):
-            handler.handle(AuditRecord(self._logger_name, level, action, extra, time.time()))
+        if not exc_info and not call.get("stack_info") and len(message) == 1:
+            handler.handle(AuditRecord(self._logger_name, level, message[0], extra, time.time()))
             return
-        # The stdlib knows what every form of exc_info and stack_info means.
+        # The stdlib knows what every form of exc_info, stack_info and arguments means.
         logger = logging.Logger(self._logger_name)  # noqa: LOG001 - of this one call
         logger.addHandler(handler)
-        logger.log(level, action, extra=extra, **call)
+        logger.log(level, *message, extra=extra, **call)

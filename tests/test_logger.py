@@ -265,6 +265,24 @@ def test_structlog_makes_the_same_events_either_way(
     assert "ValueError: broken" in failed.metadata["exc_info"]
 
 
+@pytest.mark.parametrize("way", [through_stdlib, without_stdlib])
+def test_structlog_s_arguments_are_formatted_into_the_action(
+    make_trail, make_logger, configure_structlog, way
+):
+    trail = make_trail()
+    way(configure_structlog, trail, make_logger)
+    processors = structlog.get_config()["processors"]
+    log = structlog.stdlib.BoundLogger(make_logger(trail.handler), processors, {"tenant_id": "t"})
+    log.info("course.%s", "moved", actor_id="u")
+    log.info("%(what)s.moved", {"what": "user"})
+    log.info("100%", "one too many")
+    log.info("plain 100%", positional_args="mine")
+    found = events(trail, tenant_id="t")
+    assert [e.action for e in found] == ["course.moved", "user.moved", "100%", "plain 100%"]
+    assert found[0].metadata is None
+    assert found[3].metadata == {"positional_args": "mine"}
+
+
 def test_importing_the_package_loads_no_driver_and_no_event_loop():
     code = (
         "import sys; before = set(sys.modules);"  # a coverage tool has its own
