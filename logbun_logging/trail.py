@@ -94,7 +94,9 @@ class AuditTrail:
     """One namespace's audit trail.
 
     A second trail of the same namespace in a process takes over from the first, which is shut down
-    after everything in it has been delivered.
+    after everything in it has been delivered. That is reported as ``namespace_taken_over`` unless
+    the first has been closed before, as ``dictConfig`` does when it configures again: two trails
+    side by side need two namespaces.
 
     Args:
         **options: see the options page; ``namespace`` and ``adapter`` are required.
@@ -113,7 +115,13 @@ class AuditTrail:
             before = _trails.get(self.options.namespace)
             _trails[self.options.namespace] = self
         if before is not None:
+            in_use = not before.pipeline.finished
             before.shutdown()
+            if in_use:
+                self._pipeline.reporter.report(
+                    "namespace_taken_over",
+                    reason="another trail of this namespace was open: its events come here now",
+                )
         with _registry_lock:
             ended = _ended.pop(self.options.namespace, None)
             late = ended.pipeline.take_late() if ended is not None else []

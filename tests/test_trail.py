@@ -446,3 +446,16 @@ def test_a_payload_decodes_to_the_event(make_trail, make_logger):
     assert records[0].event == decode_event(records[0].entry.payload)
     assert trail.flush(20)
     assert trail.query().logs == [records[0].event]
+
+
+def test_a_second_open_trail_of_a_namespace_is_reported(make_trail, tmp_path):
+    happened = []
+    options = {
+        "adapter": f"sqlite:///{tmp_path}/a.db",
+        "on_event": lambda *what: happened.append(what),
+    }
+    make_trail(**options).shutdown()
+    make_trail(**options)
+    assert happened == []  # as dictConfig does it: the first has been closed
+    make_trail(**options)
+    assert [name for name, _ in happened] == ["namespace_taken_over"]
