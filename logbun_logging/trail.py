@@ -336,7 +336,8 @@ class AuditTrail:
     def flush(self, timeout: float | None = None) -> bool:
         """Deliver everything logged before this call; return whether that was done in time.
 
-        "Delivered" is in the database or, after the retries, in the DLQ.
+        "Delivered" is in the database or, after the retries, in the DLQ. False: time ran out, or
+        events wait in memory or in the WAL alone, from where they go on being delivered.
 
         Args:
             timeout: in seconds; ``flush_timeout`` by default.

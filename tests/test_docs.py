@@ -38,6 +38,21 @@ def test_the_snippets_of_a_page_run(page, tmp_path):
         assert done.returncode == 0, f"{program}\n{done.stderr}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_what_is_tried_first_may_be_tried_again(page, tmp_path):
+    program = "\n".join(snippets(page))
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+
+
 def test_the_quickstart_shows_what_it_did(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "quickstart.py")],
