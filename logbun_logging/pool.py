@@ -29,6 +29,7 @@ from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.errors import (
     AdapterUnavailableError,
     ConfigurationError,
+    RejectedEventsError,
     TenantRequiredError,
 )
 from logbun_logging.options import PoolOptions
@@ -176,6 +177,7 @@ class TenantPool:
             NoDatabaseError: it is not there.
             TenantRequiredError: there is no tenant, so there is no database.
             ConfigurationError: the resolver returned nothing that can be a tenant's database.
+            RejectedEventsError: the resolver says that there is no such tenant.
             BusyError: all connections are in use, and none became free in time.
             AdapterUnavailableError: the resolver or the adapter failed, or was not done in time.
         """
@@ -447,6 +449,8 @@ def _reason(tenant_id: str, error: BaseException | None) -> Exception:
         reason = NoDatabaseError(*error.args)
     elif isinstance(error, ConfigurationError):
         reason = ConfigurationError(error.option, error.value, error.allowed, problem=error.problem)
+    elif isinstance(error, RejectedEventsError):
+        reason = RejectedEventsError(f"tenant {tenant_id!r}: {error}")
     else:
         text = f"{type(error).__name__}: {error}"
         reason = AdapterUnavailableError(f"the database of tenant {tenant_id!r}: {text}")

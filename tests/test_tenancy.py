@@ -23,6 +23,7 @@ from logbun_logging import (
     AuditTrail,
     ConfigurationError,
     NotReadyError,
+    RejectedEventsError,
     TenantRequiredError,
 )
 from logbun_logging import pool as pool_module
@@ -420,6 +421,29 @@ def test_a_failing_resolver_costs_retries_then_the_dlq_and_heals(make_trail, mak
     wait_until(lambda: (trail.run_maintenance(), trail.dlq.is_empty())[1], 20)
     assert makers.rows("t1") == [("t1", "one")]
     assert makers.rows("t2") == [("t2", "two")]
+
+
+def test_events_of_a_tenant_that_the_resolver_denies_end_up_dead(make_trail, makers):
+    def resolve(tenant):
+        if tenant == "nobody":
+            raise RejectedEventsError("no such tenant")
+        return makers.resolve(tenant)
+
+    trail = make_trail(
+        resolve, retry={"max_retries": 0, "max_scan_attempts": 1, "first_scan": 3600}
+    )
+    trail.log("nobody", "one")
+    trail.log("t2", "two")
+    assert trail.flush(30)
+    trail.run_maintenance()
+    (file,) = trail.dlq.list()
+    assert (file.state, file.envelope.reason) == (
+        "dead",
+        "RejectedEventsError: tenant 'nobody': no such tenant",
+    )
+    assert makers.rows("t2") == [("t2", "two")]
+    with pytest.raises(RejectedEventsError, match="no such tenant"):
+        trail.query(tenant_id="nobody")
 
 
 @pytest.mark.parametrize("answer", [None, "nonsense", 42, {"type": "paper"}, SQLiteAdapter])
