@@ -112,6 +112,20 @@ def test_a_tenant_s_shard_is_the_only_one_that_is_asked(make_adapter, server, te
     adapter.close()
 
 
+def test_a_server_tells_whether_it_has_the_table(make_adapter, server):
+    for name in ("misspelt", "default"):
+        missing = make_adapter(database=name)
+        assert not missing.exists()
+        missing.close()
+    made = make_adapter()
+    made.init()
+    assert made.exists()
+    made.close()
+    denied = make_adapter(password="wrong")
+    with pytest.raises(AdapterUnavailableError):
+        denied.exists()
+
+
 def test_a_password_that_is_changed_meanwhile_is_an_outage_until_it_is_changed_back(
     make_adapter, server, tmp_path
 ):
