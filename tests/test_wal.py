@@ -18,7 +18,7 @@ from logbun_logging.event import (
     utc_now,
 )
 from logbun_logging.options import WalOptions
-from logbun_logging.wal import WalWriter, adopt_abandoned, read_segment
+from logbun_logging.wal import WalWriter, adopt_abandoned, read_segment, writer
 from logbun_logging.wal.codec import encode_line, read_records
 from logbun_logging.wal.commit import GroupCommit
 from logbun_logging.wal.segment import AppendFile
@@ -293,6 +293,26 @@ def test_parked_records_are_read_back(make_wal):
     assert len(segment.parked) == 1
     assert not segment.finished
     assert not wal.park(entry(2))
+
+
+def test_nobody_waits_for_ever_for_the_rescue_of_a_failed_sync(make_wal, monkeypatch):
+    wal = make_wal("always")
+    monkeypatch.setattr(writer, "_RESCUE", 0.05)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(5, "EIO")))
+    wal.append(entry(1))
+    held, done = threading.Event(), threading.Event()
+
+    def keep():
+        with wal._keep_lock:
+            held.set()
+            done.wait(30)
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    held.wait(30)
+    assert not wal.commit()
+    done.set()
+    keeper.join()
 
 
 def test_what_waits_in_the_file_alone_counts_for_the_oldest(make_wal):

@@ -53,6 +53,9 @@ _MIN_SEAL = 64 * 1024
 #: How often a shared sync that fails is rescued in one go: a disk that goes on like this is broken.
 _TRIES = 3
 
+#: How long a caller waits for its turn at that, in seconds.
+_RESCUE = 5.0
+
 _write = os.write
 
 
@@ -498,9 +501,15 @@ class WalWriter:
         for _ in range(_TRIES):
             if self._sync():
                 return True
-            with self._keep_lock:  # the callers wait for the rescue, which is their durability
+            # The callers wait for the rescue, which is their durability. But not for ever: a signal
+            # handler may call, and have interrupted what the keeper waits for.
+            if not self._keep_lock.acquire(timeout=_RESCUE):
+                return False
+            try:
                 if not self._heal():
                     return False
+            finally:
+                self._keep_lock.release()
         return False
 
     def _delete_finished(self) -> None:
