@@ -6,7 +6,7 @@ import itertools
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -80,6 +80,24 @@ def check(folder, answered, per_request=1):
     assert len(found) == len({*found}) * per_request
 
 
+def booted(server, workers=4):
+    """Tell whether all of gunicorn's workers listen to signals.
+
+    Until then a worker has its master's handlers: SIGTERM is lost on it, and it is killed when the
+    master's patience is at its end. SIGHUP is what the master alone handles.
+    """
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    return len(children) == workers and not any(map(_handles_hangup, children))
+
+
+def _handles_hangup(process):
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) & (1 << (signal.SIGHUP - 1)))
+    return True  # it is going: not all are there
+
+
 WORKERS = {
     "sync": (),
     "preloaded": ("--preload",),
@@ -100,6 +118,7 @@ def test_a_rolling_restart_of_gunicorn_under_load_loses_and_doubles_nothing(work
             client.process.send_signal(signal.SIGHUP)
             assert wait_until(lambda before=before: clients.workers() - before, 60)
         clients.more(50)
+        assert wait_until(lambda: booted(client.process.pid), 60)
         client.process.send_signal(signal.SIGTERM)  # while they still ask
         client.process.wait(60)
 
@@ -119,6 +138,8 @@ def test_a_rolling_restart_of_gunicorn_under_load_loses_and_doubles_nothing(work
 def test_sigterm_under_load_loses_nothing(example, options, per_request, tmp_path):
     with serve(example, tmp_path, *options) as client, load(client) as clients:
         clients.more(100)
+        if example == "flask_app.py":
+            assert wait_until(lambda: booted(client.process.pid), 60)
         client.process.send_signal(signal.SIGTERM)
         client.process.wait(60)
 
