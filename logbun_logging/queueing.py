@@ -9,10 +9,11 @@ WAL before it is queued. How much may be queued is bounded by the buffers' admis
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections import deque
 from typing import Any, Final
+
+from logbun_logging.wakeup import Wakeup
 
 __all__ = ["RecordQueue"]
 
@@ -29,7 +30,7 @@ class RecordQueue:
 
     def __init__(self) -> None:
         self._items: deque[Any] = deque()
-        self._wake = threading.Event()
+        self._wake = Wakeup()
         self._asleep = False
         self._active_at = 0.0
 
@@ -37,7 +38,7 @@ class RecordQueue:
         """Append *item*."""
         self._items.append(item)
         if self._asleep:
-            self._wake.set()
+            self._wake.ring()
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002
         """Append *item*; never blocks."""
@@ -76,18 +77,15 @@ class RecordQueue:
     def _pause(self, timeout: float | None) -> None:
         if time.monotonic() - self._active_at < _IDLE_AFTER:
             self._wake.wait(_POLL if timeout is None else min(_POLL, timeout))
-            self._wake.clear()
             return
         # First say that we sleep, then look once more: a writer does it the other way round.
         self._asleep = True
-        if not self._items:
-            self._wake.wait(timeout)
+        self._wake.wait(0 if self._items else timeout)
         self._asleep = False
-        self._wake.clear()
 
     def hurry(self) -> None:
         """Let the reader look now."""
-        self._wake.set()
+        self._wake.ring()
 
     def drain(self, limit: int) -> list[Any]:
         """Return the next items, *limit* at most."""

@@ -29,6 +29,7 @@ from zlib import crc32
 from logbun_logging.event import Entry
 from logbun_logging.files import PRIVATE_FILE, make_folder, sync_folder, try_lock
 from logbun_logging.options import FsyncPolicy, WalOptions
+from logbun_logging.wakeup import Wakeup
 from logbun_logging.wal.codec import encode_line, read_records
 from logbun_logging.wal.commit import GroupCommit
 from logbun_logging.wal.segment import AppendFile, Segment
@@ -97,11 +98,11 @@ class WalWriter:
         self._error: OSError | None = None
         self._synced_at = time.monotonic()
         self._synced: tuple[Segment, int] | None = None  # the current one, and its size then
-        self._wake = threading.Event()
+        self._wake = Wakeup()
         self._closed = False
         self._ended = False
         self._keeper: threading.Thread | None = None
-        self._group = GroupCommit(self._sync_for_group, self._wake.set)
+        self._group = GroupCommit(self._sync_for_group, self._wake.ring)
 
     # ── the application's threads ──
 
@@ -150,7 +151,7 @@ class WalWriter:
             # One without a file stays: what is pending in it is nowhere else, and no list has it.
             if self._current is segment and segment.path is not None:
                 self._current = Segment(None)
-        self._wake.set()
+        self._wake.ring()
 
     # ── the pipeline's threads ──
 
@@ -174,8 +175,7 @@ class WalWriter:
 
     def poke(self) -> None:
         """Tell the keeper that there is work: called by the listener, never by the application."""
-        if not self._wake.is_set():
-            self._wake.set()
+        self._wake.ring()
         if self._keeper is None and not self._closed:
             with self._keep_lock, suppress(RuntimeError):  # no new threads at interpreter exit
                 if self._keeper is None:
@@ -271,7 +271,7 @@ class WalWriter:
         """Stop the keeper; delete what is finished, sync what is not, and give up the folder."""
         with self._keep_lock:
             self._closed = True
-        self._wake.set()
+        self._wake.ring()
         keeper = self._keeper
         if keeper is not None and keeper is not threading.current_thread():
             keeper.join(timeout=5.0)
@@ -307,14 +307,12 @@ class WalWriter:
     def _keep(self) -> None:
         while not self._closed:
             self._wake.wait()
-            self._wake.clear()
             while not self._closed:
                 self._group.lead()
                 self.tidy()
                 if self._quiet():
                     break
                 self._wake.wait(_TICK)
-                self._wake.clear()
 
     def _quiet(self) -> bool:
         """Tell whether nothing can change until somebody appends again."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from logbun_logging.options import WalOptions
+from logbun_logging.queueing import RecordQueue
+from logbun_logging.wal.segment import Segment
+from logbun_logging.wal.writer import WalWriter
+from tests.fakes import wait_until
 from tests.faults.rig import ROOT
 
 
@@ -26,3 +32,40 @@ def test_a_signal_handler_leaves_nobody_waiting_and_nothing_lost(handler, thread
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 lost, 0 doubled" in done.stdout
+
+
+def _ring_the_queue(folder):
+    queue = RecordQueue()
+    reader = threading.Thread(target=queue.get, daemon=True)
+    reader.start()
+    wait_until(lambda: queue._asleep)
+    yield lambda: queue.put_nowait(None)
+
+
+def _ring_the_keeper(folder):
+    writer = WalWriter(folder, "interval", WalOptions(), lambda *_: None)
+    writer.open()
+    yield lambda: writer._give_up(Segment(None), OSError("full"))
+    writer.close()
+
+
+@pytest.mark.parametrize("rings", [_ring_the_queue, _ring_the_keeper])
+def test_a_signal_handler_may_log_while_another_thread_is_woken(tmp_path, rings):
+    interrupted = set()
+    for ring in rings(tmp_path):
+
+        def interrupt(frame, _event, _argument, ring=ring):
+            # Python looks at signals where it calls this: at every call and return.
+            interrupted.add(frame.f_code.co_name)
+            ring()
+
+        def call(interrupt=interrupt, ring=ring):
+            sys.setprofile(interrupt)
+            ring()
+            sys.setprofile(None)
+
+        caller = threading.Thread(target=call, daemon=True)
+        caller.start()
+        caller.join(10)
+        assert not caller.is_alive()
+    assert "ring" in interrupted
