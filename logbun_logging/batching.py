@@ -15,7 +15,7 @@ import heapq
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
 from logbun_logging.event import Entry
@@ -159,9 +159,8 @@ class Buffers:
         """Make room for *entry*; atomic, and never waits for more than ``block_timeout``."""
         size = len(entry.payload) + _OVERHEAD
         with self._lock:
-            lane = self._lanes.get(entry.tenant_id)
-            if lane is None:
-                lane = self._lanes[entry.tenant_id] = Lane(entry.tenant_id)
+            found = self._lanes.get(entry.tenant_id)
+            lane = Lane(entry.tenant_id) if found is None else found
             if (
                 lane.admitted - lane.settled >= self._cap
                 or self.events >= self._max_events
@@ -170,12 +169,20 @@ class Buffers:
                 verdict = self._admit_when_full(lane, size)
                 if verdict != "admitted":
                     return verdict
-                lane = self._lanes.setdefault(entry.tenant_id, lane)  # let go while we waited?
+                found = None  # it may have been let go while we waited
+            if found is None:
+                lane = self._lanes.setdefault(entry.tenant_id, lane)
             lane.admitted += 1
             self.events += 1
             self.bytes += size
             entry.admitted = True
         return "admitted"
+
+    def would_wait(self, entry: Entry) -> bool:
+        """Tell whether :meth:`admit` would wait until its tenant's events are delivered."""
+        with self._lock:
+            lane = self._lanes.get(entry.tenant_id)
+            return self._block and lane is not None and lane.queued >= self._cap
 
     def _admit_when_full(self, lane: Lane, size: int) -> Admission:
         if self._drop and lane.queued >= self._cap and lane.held_up(self._clock()):
@@ -359,10 +366,21 @@ class Buffers:
         elif lane.admitted == lane.settled and len(self._lanes) > _IDLE_LANES:
             del self._lanes[lane.tenant_id]
 
-    def retry_later(self, lane: Lane, entries: list[Entry], delay: float) -> None:
-        """Keep the lane's batch for another try after *delay* seconds; others go on meanwhile."""
+    def retry_later(
+        self, lane: Lane, entries: list[Entry], delay: float, only: list[Entry] | None = None
+    ) -> None:
+        """Keep the lane's batch for another try after *delay* seconds; others go on meanwhile.
+
+        With *only* some of it are kept, and the others are settled. A batch that was in flight when
+        everything was given up is off the books already.
+        """
         with self._lock:
-            lane.retrying, lane.in_flight = entries, []
+            if lane.in_flight is not entries:
+                return
+            if only is not None:
+                kept = set(only)
+                self.settle(lane, [entry for entry in entries if entry not in kept], free=False)
+            lane.retrying, lane.in_flight = entries if only is None else only, []
             lane.attempt += 1
             self._tie += 1
             heapq.heappush(self._retries, (self._clock() + delay, self._tie, lane))
@@ -437,21 +455,21 @@ class Buffers:
         with self._lock:
             self._queue_all(self._clock())
 
-    def drain(self) -> Shipment:
-        """Take everything, at the end, when there is no more time.
+    def drain(self) -> Iterator[tuple[Lane, list[Entry]]]:
+        """Take everything, lane by lane, at the end, when there is no more time.
 
         What a worker waits for is among it: stored twice it is one row, not at all it would be
         lost.
         """
         with self._lock:
-            found: Shipment = []
-            for lane in self._lanes.values():
+            lanes = list(self._lanes.values())
+        for lane in lanes:
+            with self._lock:
                 entries = [*lane.in_flight, *lane.retrying, *lane.entries]
                 lane.in_flight, lane.retrying = [], []
                 lane.entries.clear()
-                if entries:
-                    found.append((lane, entries))
-            return found
+            if entries:
+                yield lane, entries
 
     def close(self) -> None:
         """Wake the workers for the last time."""

@@ -197,7 +197,8 @@ class DeadLetterQueue:
         self._envelopes: dict[tuple[str, State, int], Envelope | None] = {}
         self._known: tuple[int, int] | None = None  # files and bytes, by our own account
         self._known_at = 0.0
-        self._refused_at = -math.inf
+        #: Monotonic seconds when a batch could not be written and no room has been made since.
+        self.refused_at = -math.inf
 
     # ── the pipeline ──
 
@@ -211,12 +212,8 @@ class DeadLetterQueue:
         try:
             return self._put(tenant_id, payloads, reason)
         except (OSError, DlqFullError):
-            self._refused_at = time.monotonic()
+            self.refused_at = time.monotonic()
             raise
-
-    def refused_within(self, seconds: float) -> bool:
-        """Tell whether a batch could not be written so lately, and no room was made since."""
-        return time.monotonic() - self._refused_at < seconds
 
     def _put(self, tenant_id: str | None, payloads: Sequence[bytes], reason: str) -> str:
         make_folder(self._folder)
@@ -292,7 +289,7 @@ class DeadLetterQueue:
 
     def has_room(self) -> None:
         """Note that a file has gone."""
-        self._refused_at = -math.inf
+        self.refused_at = -math.inf
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's claims."""

@@ -165,10 +165,7 @@ class Flusher:
             left = self._dead_letter(lane.tenant_id, unsent, reason)
             homeless += self._lose(left)
         if homeless:  # nothing can be written, which a full disk does to everything at once
-            kept = set(homeless)
-            settled = [entry for entry in entries if entry not in kept]
-            self._buffers.settle(lane, settled, free=False)
-            self._buffers.retry_later(lane, homeless, _NOWHERE_DELAY)
+            self._buffers.retry_later(lane, entries, _NOWHERE_DELAY, homeless)
             return
         self._buffers.settle(lane, entries)
 
@@ -250,13 +247,10 @@ class Flusher:
             )
         return wrote
 
-    def give_up(self) -> None:
-        """Leave what is left to the WAL, or else to the DLQ: there is no more time."""
-        for lane, entries in self._buffers.drain():
-            homeless = [entry for entry in entries if not self._wal.keeps(entry)]
-            if homeless:
-                left = self._dead_letter(
-                    lane.tenant_id, homeless, "shutdown before it was inserted"
-                )
-                self._counters.add("lost", len(left))
-            self._buffers.settle(lane, entries, free=False)
+    def give_up(self, lane: Lane, entries: list[Entry]) -> None:
+        """Leave entries that were drained to the WAL, or else to the DLQ: there is no more time."""
+        homeless = [entry for entry in entries if not self._wal.keeps(entry)]
+        if homeless:
+            left = self._dead_letter(lane.tenant_id, homeless, "shutdown before it was inserted")
+            self._counters.add("lost", len(left))
+        self._buffers.settle(lane, entries, free=False)

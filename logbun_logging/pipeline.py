@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from logbun_logging.adapters.factory import create_adapter
@@ -199,6 +200,7 @@ class Pipeline:
         self.opened = threading.Event()
         self.bootstrap_error: Exception | None = None
         self._late: list[Entry] = []
+        self._late_bytes = 0
         self._flush_failed_at: float | None = None
         self._next_bootstrap = 0.0
         self._bootstrap_pause = 1.0
@@ -251,12 +253,15 @@ class Pipeline:
         entry.admitted = entry.buffered = False
         self.counters.add("accepted")
         self.counters.add("lost")
-        if len(self._late) < self.options.limits.max_total_queued:
+        limits = self.options.limits
+        size = self._late_bytes + len(entry.payload)
+        if len(self._late) < limits.max_total_queued and size <= limits.max_queued_bytes:
             self._late.append(entry)
+            self._late_bytes = size
 
     def take_late(self) -> list[Entry]:
         """Return what came after the end; the next trail counts it."""
-        late, self._late = self._late, []
+        late, self._late, self._late_bytes = self._late, [], 0
         self.counters.add("accepted", -len(late))
         self.counters.add("lost", -len(late))
         return late
@@ -428,7 +433,7 @@ class Pipeline:
         running = self.flusher.running
         delivered = self.buffers.flush(deadline) if running else self._deliver_here()
         if not delivered:
-            self._close(self.flusher.give_up, deadline)
+            self._give_up(deadline)
         self._close(lambda: self.redelivery.stop(_left(deadline)), deadline)
         self.retention.stop(min(_RETENTION_WAIT, _left(deadline)))
         self.flusher.stop(min(_WORKERS_WAIT, _left(deadline)))
@@ -461,17 +466,32 @@ class Pipeline:
             for entry in left:
                 self.keep_late(entry)
 
-    def _close(self, close: Callable[[], object], deadline: float) -> None:
+    def _give_up(self, deadline: float) -> None:
+        """Write down what is left, tenant by tenant, for as long as the disk takes it.
+
+        That may take longer than the time-out. Only a disk that hangs ends it, and then what is
+        left counts as lost.
+        """
+        for lane, entries in self.buffers.drain():
+            give_up = partial(self.flusher.give_up, lane, entries)
+            if not self._close(give_up, max(deadline, time.monotonic())):
+                return
+
+    def _close(self, close: Callable[[], object], deadline: float) -> bool:
         """Close something that a disk or a database which hangs would keep from returning.
 
         It is left behind then, as in a process that is killed: what is in the WAL stays there.
+        Returns whether it was done.
         """
         try:
-            self._own_calls.run(close, _left(deadline))
+            self._own_calls.run(close, _left(deadline), "closing")
         except AdapterUnavailableError:
             self.reporter.report("close_failed", reason="a disk or database hangs: left behind")
         except Exception as error:
             self.reporter.report("close_failed", reason=f"{type(error).__name__}: {error}")
+        else:
+            return True
+        return False
 
     # ── callbacks of the parts ──
 
@@ -483,7 +503,7 @@ class Pipeline:
         if now < self._next_bootstrap or self.closing:
             return False
         try:
-            self._own_calls.run(self.databases.open, self.options.insert_timeout)
+            self._own_calls.run(self.databases.open, self.options.insert_timeout, "opening")
         except Exception as error:
             self.bootstrap_error = error
             self._next_bootstrap = now + self._bootstrap_pause

@@ -8,6 +8,7 @@ again. Only one pass runs at a time, whoever asks for it.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -101,6 +102,7 @@ class Redelivery:
         self._scanning = False
         self._adopted: list[AdoptedLog] = []
         self._thread: threading.Thread | None = None
+        self._read_parked_at = -math.inf
         self.recovering = False
 
     def start(self) -> None:
@@ -132,11 +134,12 @@ class Redelivery:
         return self._wal.parked() + adopted
 
     def held_up(self) -> bool:
-        """Tell whether what is parked waits for room in the DLQ, which would not take it.
+        """Tell whether what is parked waits for room in the DLQ, which has not taken it.
 
-        It is tried again after a pause, and as soon as a file leaves the DLQ.
+        It is read back again after a pause, and as soon as a file leaves the DLQ.
         """
-        return self._dlq.refused_within(_REFUSED_PAUSE)
+        pause = time.monotonic() < self._read_parked_at + _REFUSED_PAUSE
+        return pause and self._dlq.refused_at >= self._read_parked_at
 
     def nudge(self) -> None:
         """Look now whether something has to be done."""
@@ -222,6 +225,7 @@ class Redelivery:
         if not self._buffers.spacious() or not self._healthy():
             return
         adopted = [segment for log in self._adopted for segment in log.segments]
+        self._read_parked_at = time.monotonic()
         for segment in (
             *self._wal.take_parked(),
             *(found for found in adopted if found.parked and not found.unread),
@@ -235,21 +239,27 @@ class Redelivery:
         wanted = None if segment.unread else {*segment.parked}
         known = {entry.payload for entry in [*segment.pending]}
         entries = read_segment(segment, self._damaged)
-        try:
-            while portion := list(islice(entries, _PORTION)):
-                fresh = [
-                    entry
-                    for entry in portion
-                    if entry.payload not in known
-                    and (wanted is None or hash(entry.payload) in wanted)
-                ]
-                left = self._readmit(fresh)
-                for entry in {*portion}.difference(fresh) | {*left}:
-                    segment.pending.pop(entry, None)  # it is in the file alone, as before
-                if left:
-                    return False
-        except OSError as error:  # the other files are to be had
-            reason = f"{type(error).__name__}: {error}"
+        problem: OSError | None = None
+        while problem is None:
+            portion: list[Entry] = []
+            try:
+                portion.extend(islice(entries, _PORTION))
+            except OSError as error:  # what was read before is in the portion
+                problem = error
+            if not portion:
+                break
+            fresh = [
+                entry
+                for entry in portion
+                if entry.payload not in known and (wanted is None or hash(entry.payload) in wanted)
+            ]
+            left = self._readmit(fresh)
+            for entry in {*portion}.difference(fresh) | {*left}:
+                segment.pending.pop(entry, None)  # it is in the file alone, as before
+            if left:
+                return False
+        if problem is not None:  # the other files are to be had
+            reason = f"{type(problem).__name__}: {problem}"
             self._reporter.report("recovery_failed", logging.ERROR, reason=reason)
             return True
         self._wal.unpark(segment, parked)
@@ -268,7 +278,9 @@ class Redelivery:
             if not self._healthy():
                 self._bootstrap()  # a record is nowhere safer than in the WAL: it waits there
             elif self._buffers.spacious():
-                while waiting and self._buffers.admit(waiting[0]) == "admitted":
+                while waiting and not (admitted and self._buffers.would_wait(waiting[0])):
+                    if self._buffers.admit(waiting[0]) != "admitted":
+                        break
                     admitted.append(waiting.popleft())
                 self._buffers.put(admitted)
                 self._counters.add("recovered", len(admitted))

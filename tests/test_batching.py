@@ -164,6 +164,35 @@ def test_tenants_without_anything_are_forgotten(clock):
     assert len(buffers._lanes) <= 4097
 
 
+def test_a_refused_event_leaves_nothing_behind(clock):
+    buffers = make(clock, limits={"max_total_queued": 1})
+    fill(buffers, "a", 1)
+    assert buffers.admit(Entry("b", b"x")) == "full"
+    assert list(buffers._lanes) == ["a"]
+
+
+def test_a_batch_that_fails_after_everything_was_given_up_is_off_the_books(clock):
+    buffers = make(clock, max_size=2)
+    fill(buffers, "t", 2)
+    clock.now += 0.02
+    ((lane, found),) = buffers.take(0)
+    ((_, given_up),) = buffers.drain()
+    buffers.settle(lane, given_up, free=False)
+    buffers.retry_later(lane, found, 1.0)
+    buffers.retry_later(lane, found, 1.0, found[:1])
+    assert (buffers.events, buffers.bytes, buffers.depths()) == (0, 0, {})
+    assert list(buffers.drain()) == []
+
+
+def test_who_would_wait_is_known_before(clock):
+    buffers = make(clock, on_queue_full="block", max_size=2, max_queue_size=2)
+    entry = Entry("t", b"x")
+    assert not buffers.would_wait(entry)
+    fill(buffers, "t", 2)
+    assert buffers.would_wait(entry)
+    assert not make(clock, max_queue_size=2, max_size=2).would_wait(entry)
+
+
 def test_the_end_takes_everything(clock):
     buffers = make(clock, many=False, max_size=2)
     entries = fill(buffers, "t", 5)

@@ -44,6 +44,7 @@ import pytest
 
 import logbun_logging
 from logbun_logging import ALL_TENANTS, AuditLogger, NotReadyError
+from logbun_logging.wal import recovery
 from tests.fakes import MemoryAdapter, SharedMemoryAdapter, wait_until
 from tests.faults.kill_loop import run
 
@@ -163,6 +164,59 @@ def test_what_is_left_to_the_wal_brings_nothing_else_back_with_it(make_trail, ma
     assert stats["dlq"]["pending_events"] == stats["dead_lettered"] == 1
     adapter.poison = None
     assert wait_until(lambda: trail.run_maintenance() and len(adapter.events) == 6, 20)
+
+
+def test_a_slow_disk_gets_the_time_that_the_last_events_need(make_trail, make_logger, monkeypatch):
+    adapter = MemoryAdapter()
+    trail = make_trail(adapter=adapter)
+    adapter.down = True
+    audit = audit_for(trail, make_logger)
+    for number in range(40):
+        audit.fire("a", tenant_id=f"t{number}")
+    real = os.fsync
+    slow = threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda file: (slow.wait(0.05), real(file)))
+    assert not trail.shutdown(0.1)
+    stats = trail.stats()
+    assert (stats["lost"], stats["queued"]) == (0, 0)
+    assert stats["dlq"]["pending_events"] == 40
+
+
+@pytest.mark.parametrize("cap", [2, 1000])
+def test_a_log_that_cannot_be_read_to_its_end_at_once_strands_nothing(
+    make_trail, make_logger, tmp_path, monkeypatch, cap
+):
+    adapter = SharedMemoryAdapter()
+    adapter.down = True
+    options = {
+        "adapter": adapter,
+        "mode": "durable",
+        "batching": {"on_queue_full": "block", "max_queue_size": cap, "block_timeout": 0.05},
+    }
+    trail = make_trail(**options)
+    audit = audit_for(trail, make_logger)
+    for number in range(30):
+        audit.fire("a", tenant_id="t", entity_id=str(number))
+    left = [path.read_bytes() for path in (tmp_path / "data" / "test" / "wal").glob("*/*.aof")]
+    trail.shutdown(0)
+    dead = tmp_path / "data" / "test" / "wal" / "20200101T000000-0123456789ab"
+    dead.mkdir()
+    (dead / "seg-000001.aof").write_bytes(b"".join(left) + b"torn")
+    real = recovery.write_atomically
+    failures = iter([OSError(28, "ENOSPC")])
+
+    def write(*arguments):
+        for error in failures:
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(recovery, "write_atomically", write)
+    adapter.down = False
+    trail = make_trail(**options)
+    assert trail.ready(20)
+    assert wait_until(lambda: trail.run_maintenance() and len(adapter.events) == 30, 20)
+    assert wait_until(lambda: trail.run_maintenance() and not dead.exists(), 20)
+    assert trail.stats()["corrupt"] == 1
 
 
 def test_attempts_survive_a_restart(make_trail, make_logger):

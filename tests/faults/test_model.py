@@ -244,7 +244,8 @@ class Model(RuleBasedStateMachine):
         if clean:
             parts.buffers.make_all_due()
             parts.flusher.run_here()
-        parts.flusher.give_up()
+        for part in parts.buffers.drain():
+            parts.flusher.give_up(*part)
         parts.redelivery.stop(0)
         parts.delivery.close()
         parts.wal.close()
