@@ -103,8 +103,8 @@ class EventEncoder:
             if type(tenant) is not str or not tenant:
                 if tenant is None or tenant == "":
                     tenant = context.get("tenant_id")
-                if tenant is not None and type(tenant) is not str:
-                    tenant = plain_text(tenant)
+                if type(tenant) is not str or not tenant:
+                    tenant = None if tenant is None else plain_text(tenant) or None
             entity_type = fields.get("entity_type")
             if type(entity_type) is not str:
                 entity_type = (
@@ -208,15 +208,17 @@ class EventEncoder:
                     values[name] = tenant = (
                         clean_tenant_id(plain_text(given), self._limits.max_string_bytes) or None
                     )
-                elif self._redactor is not None and self._redactor((name,)):
+                elif self._redacts(name):
                     values[name] = REDACTED
                 else:
                     values[name] = normal.text(given)
             for name in _OBJECT_FIELDS:
                 if (given := fields.get(name)) is not None:
-                    whole = self._redactor is not None and self._redactor((name,))
+                    whole = self._redacts(name)
                     values[name] = {"value": REDACTED} if whole else normal.object(given, name)
-            if extra:
+            if extra and self._redacts("metadata"):
+                values["metadata"] = {"value": REDACTED}
+            elif extra:
                 named = normal.object(extra, "metadata")
                 values["metadata"] = {**named, **values.get("metadata", {})}
         except Exception as error:
@@ -232,6 +234,9 @@ class EventEncoder:
         if normal.cuts:
             self._counters.add("cut")
         return Entry(tenant, payload)
+
+    def _redacts(self, field: str) -> bool:
+        return self._redactor is not None and self._redactor((field,))
 
     def _shrink(self, event: AuditEvent) -> bytes:
         """Replace the largest objects by a marked preview until the event fits."""

@@ -57,7 +57,9 @@ class Redactor:
         )
         # Non-ASCII and escaped keys may be spelt in more than one way: those always look closer.
         self._hint = re.compile(b'"(?:' + keys + b')":', re.IGNORECASE)
-        self._certain = all(name.isascii() and name.isprintable() for name in last)
+        self._certain = all(
+            name.isascii() and name.isprintable() and not set(name) & {'"', "\\"} for name in last
+        )
 
     def may_match(self, payload: bytes) -> bool:
         """Tell cheaply whether an encoded event can contain a key to redact."""

@@ -161,7 +161,10 @@ class Normalizer:
         try:
             return self._convert(value, path)
         except Exception:
-            return self.text(value)
+            if self._redacts is None:
+                return self.text(value)
+            # Its text may show the very field that must not be written.
+            return self.text(f"[UNREADABLE {kind.__name__}]")
 
     def _convert(self, value: Any, path: tuple[str, ...]) -> Any:
         if isinstance(value, bool | int | float) and not hasattr(value, "value"):
@@ -190,9 +193,8 @@ class Normalizer:
 
     def _builtin(self, value: Any, path: tuple[str, ...]) -> Any:
         def convert(inner: Any) -> Any:
-            if inner is value:
-                raise TypeError(type(value).__name__)
-            return self.value(inner)
+            # What is nothing but itself stands for its text; what failed halfway does not.
+            return self.text(inner) if inner is value else self.value(inner)
 
         builtin = msgspec.to_builtins(value, enc_hook=convert)
         return self.value(builtin, path) if builtin is not value else self.text(value)
@@ -212,7 +214,8 @@ class Normalizer:
 
     def _mapping(self, value: Mapping[Any, Any], path: tuple[str, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for key, item in islice(value.items(), MAX_ITEMS):
+        # Copied in one go: another thread may be changing it.
+        for key, item in [*islice(value.items(), MAX_ITEMS)]:
             text = clean_text(_key_text(key))
             name = _free_name(self.text(text), result)
             inner = (*path, text)  # the name as it was given: not cut, nor made distinct
@@ -226,7 +229,7 @@ class Normalizer:
         return result
 
     def _items(self, value: Any, path: tuple[str, ...]) -> list[Any]:
-        result = [self.value(item, path) for item in islice(value, MAX_ITEMS)]
+        result = [self.value(item, path) for item in [*islice(value, MAX_ITEMS)]]
         if len(value) > MAX_ITEMS:
             self.cuts += 1
             result.append(f"[+{len(value) - MAX_ITEMS} items]")

@@ -190,6 +190,12 @@ def test_an_object_that_lies_about_its_class_is_described():
     assert "Liar" in encode(action=Liar(), outcome=Liar(), metadata={"a": Liar()}).action
 
 
+@pytest.mark.parametrize("more", [{}, {"metadata": {"x": object()}}])
+@pytest.mark.parametrize("given", [{}, {"tenant_id": ""}])
+def test_an_empty_tenant_of_the_context_is_none(given, more):
+    assert encode(context={"tenant_id": ""}, **given, **more).tenant_id is None
+
+
 def test_an_empty_tenant_or_actor_is_none():
     event = encode(tenant_id="", actor_id="")
     assert (event.tenant_id, event.actor_id) == (None, "unknown")
@@ -337,6 +343,8 @@ def test_fields_themselves_can_be_redacted():
         ("pass\ud83d\ude00", "pass\U0001f600"),
         ("a\tb", "A\tB"),
         ('a"b', 'A"B'),
+        ('pass"x', 'pa\u017fs"x'),
+        ("pass\\x", "pa\u017fs\\x"),
         ("a\\b", "A\\B"),
         ("7", 7),
     ],
@@ -348,6 +356,88 @@ def test_redaction_looks_at_the_key_alone(rule, key, prefix):
     for others in ({}, {"z": "\0"}, {"z": object()}, {"z": rule}, {rule: "x"}):
         event = encode({**given, **others}, redact=[prefix + rule])
         assert "secret" not in str(event), others
+
+
+class Node(msgspec.Struct):
+    password: str = "secret"
+    parent: object = None
+
+
+def cyclic_struct():
+    node = Node()
+    node.parent = node
+    return node
+
+
+@dataclasses.dataclass
+class Login:
+    salt: dataclasses.InitVar[str]
+    password: str = "secret"
+
+    def __post_init__(self, salt):
+        pass
+
+
+class BrokenModel:
+    def model_dump(self):
+        raise ValueError("secret")
+
+    def __str__(self):
+        return "password='secret'"
+
+
+class Changing(UserDict):
+    def __iter__(self):
+        raise RuntimeError("dictionary changed size during iteration")
+
+
+@pytest.mark.parametrize(
+    "value", [cyclic_struct(), Login("s"), BrokenModel(), Changing(password="secret")]
+)
+def test_redaction_leaves_no_text_of_what_cannot_be_read(value):
+    unreadable = f"[UNREADABLE {type(value).__name__}]"
+    for held in (value, [value], {"b": value}):
+        event = encode({"a": held}, redact=["password"])
+        assert "secret" not in str(event)
+        assert unreadable in str(event)
+
+
+class Opaque:
+    def __str__(self):
+        return "opaque"
+
+
+def test_redaction_leaves_the_text_of_what_has_nothing_to_read():
+    given = {"a": pathlib.Path("x"), "b": ID, "c": Opaque()}
+    event = encode(given, redact=["password"])
+    assert event.metadata == {"a": "x", "b": str(ID), "c": "opaque"}
+
+
+class Switching:
+    """Whose text is asked for while another thread changes the mapping that it is in."""
+
+    def __init__(self, holder):
+        self.holder = holder
+
+    def __str__(self):
+        self.holder[f"k{len(self.holder)}"] = 1
+        return "switched"
+
+
+@pytest.mark.parametrize("redact", [None, ["password"]])
+def test_a_mapping_that_changes_meanwhile_is_read_as_it_was(redact):
+    given = {}
+    given.update(a=Switching(given), b=Switching(given), password="x")
+    event = encode({"v": given}, redact=redact)
+    expected = {"a": "switched", "b": "switched", "password": "[REDACTED]" if redact else "x"}
+    assert event.metadata["v"].items() >= expected.items()
+
+
+def test_redaction_of_the_metadata_takes_all_that_joins_it():
+    encoder = EventEncoder(LimitOptions(), Redactor(["metadata"]), Counters())
+    for fields in ({}, {"metadata": {"b": "secret"}}):
+        entry = encoder.encode("a", fields, {"x": "secret"}, {}, time.time())
+        assert b"secret" not in entry.payload
 
 
 def test_a_key_that_only_looks_like_a_redacted_one_stays():
