@@ -182,6 +182,35 @@ def test_a_slow_disk_gets_the_time_that_the_last_events_need(make_trail, make_lo
     assert stats["dlq"]["pending_events"] == 40
 
 
+def test_databases_that_hang_while_they_are_opened_keep_nothing_from_being_closed(
+    make_trail, make_logger
+):
+    adapter = MemoryAdapter()
+    adapter.down = True
+    trail = make_trail(adapter=adapter)
+    release = threading.Event()
+    calls = trail.pipeline._own_calls
+    for _ in range(16):
+        with pytest.raises(logbun_logging.AdapterUnavailableError):
+            calls.run(lambda: release.wait(30), 0.0, "opening")
+    audit_for(trail, make_logger).fire("a")
+    assert not trail.shutdown(0.1)
+    assert trail.stats()["lost"] == 0
+    assert trail.stats()["dlq"]["pending_events"] == 1
+    release.set()
+
+
+def test_what_comes_after_the_end_is_bounded_in_bytes(make_trail, make_logger):
+    trail = make_trail(adapter=MemoryAdapter(), limits={"max_queued_bytes": 100_000})
+    audit = audit_for(trail, make_logger)
+    trail.shutdown()
+    for _ in range(200):
+        audit.fire("late", new_values={"text": "x" * 1_000})
+    assert trail.stats()["lost"] == 200
+    kept = [len(entry.payload) for entry in trail.pipeline.take_late()]
+    assert 100_000 - max(kept) < sum(kept) <= 100_000
+
+
 @pytest.mark.parametrize("cap", [2, 1000])
 def test_a_log_that_cannot_be_read_to_its_end_at_once_strands_nothing(
     make_trail, make_logger, tmp_path, monkeypatch, cap
