@@ -19,6 +19,18 @@ def snippets(page):
     return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
+def run(program, folder):
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, f"{program}\n{done.stderr}"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_snippets_of_a_page_run(page, tmp_path):
     found = snippets(page)
@@ -27,30 +39,14 @@ def test_the_snippets_of_a_page_run(page, tmp_path):
     for number, program in enumerate(programs):
         folder = tmp_path / str(number)
         folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode == 0, f"{program}\n{done.stderr}"
+        run(program, folder)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_what_is_tried_first_may_be_tried_again(page, tmp_path):
     program = "\n".join(snippets(page))
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
+        run(program, tmp_path)
 
 
 def test_the_quickstart_shows_what_it_did(tmp_path):

@@ -25,6 +25,7 @@ __all__ = [
     "MAX_ROWS_PER_STATEMENT",
     "TABLE",
     "add_column",
+    "count_rows",
     "delete_expired",
     "delete_rows",
     "encoded_values",
@@ -200,6 +201,11 @@ def not_tenants(tenants: Sequence[str]) -> str:
     if not tenants:
         return ""
     return f" AND (tenant_id IS NULL OR tenant_id NOT IN ({', '.join('?' * len(tenants))}))"
+
+
+def count_rows(where: str) -> str:
+    """Return the statement that counts the rows that match."""
+    return f"SELECT count(*) FROM {TABLE} WHERE {where}"
 
 
 def expired_rows(where: str, rows: int) -> str:

@@ -152,8 +152,7 @@ class SQLiteAdapter:
 
     def _count(self, where: str, values: Sequence[Any]) -> int:
         with self._errors(), self._reading() as database:
-            count = f"SELECT count(*) FROM {sql.TABLE} WHERE {where}"
-            return int(database.execute(count, values).fetchone()[0])
+            return int(database.execute(sql.count_rows(where), values).fetchone()[0])
 
     def _remove_step(self, where: str, values: Sequence[Any]) -> sql_prune.Step:
         """Remove one step's rows; finding them needs no write lock."""

@@ -175,8 +175,7 @@ class TursoAdapter:
 
     def _count(self, where: str, values: Sequence[Any]) -> int:
         with self._errors():
-            count = f"SELECT count(*) FROM {sql.TABLE} WHERE {where}"
-            return int(self._select(count, values)[0][0])
+            return int(self._select(sql.count_rows(where), values)[0][0])
 
     def _remove_step(self, where: str, values: Sequence[Any]) -> sql_prune.Step:
         """Remove one step's rows, which the server finds in the same statement."""
