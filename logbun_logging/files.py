@@ -8,22 +8,26 @@ has it, so no pid and no time stamp is ever trusted.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 __all__ = [
     "PRIVATE_FILE",
     "make_folder",
     "open_locked",
+    "open_regular",
     "remove_leftovers",
     "sync_folder",
     "try_lock",
     "unlock",
     "write_atomically",
+    "writing_atomically",
 ]
 
 #: Audit data is nobody else's business.
@@ -54,22 +58,57 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading and return its descriptor.
+
+    A link is not followed, and a FIFO that somebody has planted is not waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link, a socket
+            raise _not_regular(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular(path)
+    return descriptor
+
+
+def _not_regular(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> int:
     """Write a file that is either there whole or not at all; return its size in bytes.
-
-    A temporary file in the same folder is synced and then renamed over *path*. It is locked until
-    then, so that one which a killed process has left can be told from one that is being written.
 
     Raises:
         OSError: the disk is full, say; nothing is left behind then.
     """
-    temporary = path.with_name(path.name + _TEMPORARY)
-    with os.fdopen(_create_locked(temporary), "wb") as file:
+    with writing_atomically(path) as file:
+        file.writelines(chunks)
+        return file.tell()
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of *path* when the block ends without an error.
+
+    It is a temporary file in the same folder, synced and then renamed. It is locked until then, so
+    that one which a killed process has left can be told from one that is being written.
+
+    Raises:
+        OSError: the disk is full, say; nothing is left behind then.
+    """
+    descriptor, temporary = _create_locked(path)
+    with os.fdopen(descriptor, "wb") as file:
         try:
-            file.writelines(chunks)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-            size = file.tell()
             temporary.rename(path)
         except BaseException:
             with suppress(OSError):
@@ -78,33 +117,40 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> int:
         finally:
             unlock(file.fileno())
     sync_folder(path.parent)
-    return size
 
 
-def _create_locked(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+def _create_locked(path: Path) -> tuple[int, Path]:
+    """Make a locked temporary file for *path*; return its descriptor and its own path.
+
+    The name cannot be guessed, and whatever has it already is not touched: a link that somebody has
+    planted leads nowhere.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
-        descriptor = os.open(path, flags, PRIVATE_FILE)
+        temporary = path.with_name(f"{path.name}.{os.urandom(8).hex()}{_TEMPORARY}")
+        descriptor = os.open(temporary, flags, PRIVATE_FILE)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                os.ftruncate(descriptor, 0)
-                return descriptor
-        except FileNotFoundError:
-            pass
+            if _lock_by_name(descriptor, temporary):
+                return descriptor, temporary
         except BaseException:
             os.close(descriptor)
+            with suppress(OSError):
+                temporary.unlink()
             raise
         os.close(descriptor)  # taken for a leftover, and removed
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes have left in *folder*."""
+    """Remove the temporary files that killed processes have left in *folder*.
+
+    What is no regular file, or another user's, is left alone.
+    """
     for path in folder.glob("*" + _TEMPORARY):
-        descriptor = open_locked(path)
-        if descriptor is not None:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
+        with suppress(OSError):
+            descriptor = open_locked(path)
+            if descriptor is not None:
+                path.unlink(missing_ok=True)
+                os.close(descriptor)
 
 
 def unlock(descriptor: int) -> None:
@@ -121,19 +167,32 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def open_locked(path: Path, opener: Callable[[Path], int] | None = None) -> int | None:
+def open_locked(path: Path, opener: Callable[[Path], int] = open_regular) -> int | None:
     """Open *path* and lock it; return the descriptor, or None if it is gone or another's.
+
+    Raises:
+        OSError: it cannot be opened or locked.
+    """
+    try:
+        descriptor = opener(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        if _lock_by_name(descriptor, path):
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _lock_by_name(descriptor: int, path: Path) -> bool:
+    """Lock what was opened as *path*; return False if another one has it, or *path* is gone.
 
     Between open and lock the name may have come to stand for another file: then it is not ours.
     """
     try:
-        descriptor = opener(path) if opener else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        if try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
+        return try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
-        pass
-    os.close(descriptor)
-    return None
+        return False

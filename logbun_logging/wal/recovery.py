@@ -50,7 +50,7 @@ def adopt_abandoned(folder: Path, own: Path | None) -> Iterator[AdoptedLog]:
 
 
 def _open_folder(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 class AdoptedLog:
