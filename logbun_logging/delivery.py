@@ -23,12 +23,13 @@ from logbun_logging.adapters.base import EncodedBatch
 from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.errors import (
     AdapterUnavailableError,
+    BusyError,
     ConfigurationError,
     RejectedEventsError,
 )
 from logbun_logging.event import decode_event
 from logbun_logging.stats import Counters
-from logbun_logging.tenancy import BusyError, Databases, Target
+from logbun_logging.tenancy import Databases, Target
 
 __all__ = ["Delivery", "Outcome", "TimedCalls", "Verdict", "is_outage"]
 

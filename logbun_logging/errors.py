@@ -11,6 +11,7 @@ from typing import Final
 
 __all__ = [
     "AdapterUnavailableError",
+    "BusyError",
     "ConfigurationError",
     "LogbunError",
     "NotReadyError",
@@ -106,6 +107,13 @@ class AdapterUnavailableError(LogbunError):
     """Raised by adapters when the database cannot be reached at all.
 
     Delivery takes it for an outage: it waits and tries again, and never holds it against the batch.
+    """
+
+
+class BusyError(AdapterUnavailableError):
+    """The database is well, but others have it: try again soon.
+
+    An outage that says nothing against the database, so it does not open the circuit.
     """
 
 

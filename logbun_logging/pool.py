@@ -28,12 +28,13 @@ from logbun_logging.adapters.forking import ForkGate
 from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.errors import (
     AdapterUnavailableError,
+    BusyError,
     ConfigurationError,
     RejectedEventsError,
     TenantRequiredError,
 )
 from logbun_logging.options import PoolOptions
-from logbun_logging.tenancy import BusyError, NoDatabaseError, Target
+from logbun_logging.tenancy import NoDatabaseError, Target
 from logbun_logging.tenants import TenantRegistry
 
 __all__ = ["TenantPool"]

@@ -18,11 +18,7 @@ from logbun_logging.adapters.base import Adapter, ForkAwareAdapter
 from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.errors import AdapterUnavailableError, LogbunError
 
-__all__ = ["BusyError", "Databases", "NoDatabaseError", "SingleDatabase", "Target"]
-
-
-class BusyError(AdapterUnavailableError):
-    """Every connection that may be open is in use: says nothing of the tenant's own database."""
+__all__ = ["Databases", "NoDatabaseError", "SingleDatabase", "Target"]
 
 
 class NoDatabaseError(LogbunError):

@@ -29,12 +29,12 @@ from logbun_logging import (
 from logbun_logging import pool as pool_module
 from logbun_logging.adapters import SQLiteAdapter
 from logbun_logging.delivery import Delivery, Verdict
-from logbun_logging.errors import QueryError
+from logbun_logging.errors import BusyError, QueryError
 from logbun_logging.event import AuditEvent, encode_event
 from logbun_logging.options import PoolOptions
 from logbun_logging.pool import TenantPool
 from logbun_logging.stats import Counters
-from logbun_logging.tenancy import BusyError, NoDatabaseError, SingleDatabase
+from logbun_logging.tenancy import NoDatabaseError, SingleDatabase
 from logbun_logging.tenants import TenantRegistry
 
 #: CPython 3.12 and newer warn of what these tests are about.

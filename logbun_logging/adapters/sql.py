@@ -24,6 +24,7 @@ __all__ = [
     "INSERT_JSON",
     "MAX_ROWS_PER_STATEMENT",
     "TABLE",
+    "UNIQUE_ID",
     "add_column",
     "count_rows",
     "delete_expired",
@@ -49,11 +50,36 @@ _COLUMN_TYPES: Final = {
     for name in COLUMNS
 }
 
-CREATE_TABLE: Final = (
-    f"CREATE TABLE IF NOT EXISTS {TABLE} ("
-    + ", ".join(f"{name} {kind}" for name, kind in _COLUMN_TYPES.items())
-    + ") WITHOUT ROWID"
-)
+#: What each column holds, for who looks at the file with ``.schema``.
+_COMMENTS: Final = {
+    "id": "UUIDv7, in the order of the calls of a process",
+    "created_at": "UTC, as text: 2026-01-31T12:00:00.000001Z",
+    "action": "what happened, e.g. course.created",
+    "actor_id": "who did it",
+    "tenant_id": "whose data it belongs to; NULL: no tenant's",
+    "entity_type": "the kind of thing that was acted on",
+    "entity_id": "which one",
+    "outcome": "e.g. success or denied",
+    "request_id": "the request or trace",
+    "old_values": "JSON object: the entity before",
+    "new_values": "JSON object: the entity after",
+    "metadata": "JSON object: everything else",
+    "ip_address": "where the request came from",
+    "user_agent": "with what it was made",
+    "prev_hash": "reserved",
+    "content_hash": "reserved",
+}
+
+
+def _create_table() -> str:
+    lines = []
+    for name, kind in _COLUMN_TYPES.items():
+        comma = "," if name != COLUMNS[-1] else ""
+        lines.append(f"    {name} {kind}{comma}  -- {_COMMENTS[name]}\n")
+    return f"CREATE TABLE IF NOT EXISTS {TABLE} (\n{''.join(lines)}) WITHOUT ROWID"
+
+
+CREATE_TABLE: Final = _create_table()
 
 _OPTIONAL_FILTERS: Final = ("entity_id", "entity_type", "outcome", "request_id")
 
@@ -70,6 +96,9 @@ INDEXES: Final = {
         for name in _OPTIONAL_FILTERS
     },
 }
+
+#: The index of a table that was made without a key.
+UNIQUE_ID: Final = "audit_logs_id"
 
 #: One statement of so many rows keeps the GIL released for about 2 ms; more gains nothing, and the
 #: binding of its values (under the GIL) would be felt by callers.
@@ -188,7 +217,7 @@ def add_column(name: str) -> str:
 
 def unique_id() -> str:
     """Return the statement that makes ``id`` unique in a table that was made without a key."""
-    return f"CREATE UNIQUE INDEX IF NOT EXISTS audit_logs_id ON {TABLE} (id)"
+    return f"CREATE UNIQUE INDEX IF NOT EXISTS {UNIQUE_ID} ON {TABLE} (id)"
 
 
 def time_text(moment: datetime) -> str:

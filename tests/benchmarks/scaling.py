@@ -72,7 +72,7 @@ def bare(events: int) -> float:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         adapter = SQLiteAdapter(Path(folder) / "bare.db")
         adapter.init()
-        connection = adapter._writer.conn
+        connection = adapter._connections._writer.raw
         for start in range(0, events, BATCH):
             rows = []
             for number in range(start, min(start + BATCH, events)):

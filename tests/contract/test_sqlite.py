@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from logbun_logging import AdapterUnavailableError
-from logbun_logging.adapters import SQLiteAdapter
+from logbun_logging.adapters import SQLiteAdapter, sql, sqlite_connections
+from logbun_logging.errors import BusyError
 from logbun_logging.testing import AdapterContract, samples
 from logbun_logging.testing.contract import read
 from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_row
@@ -127,3 +133,268 @@ def test_opening_waits_for_a_process_that_holds_a_file_without_a_wal_journal(tmp
         holder.let_go()
         opening.result(60)
     adapter.close()
+
+
+def opened(path, **options):
+    adapter = SQLiteAdapter(path, **options)
+    adapter.init()
+    return adapter
+
+
+def rows(path):
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return database.execute("SELECT action FROM audit_logs ORDER BY id").fetchall()
+
+
+def move(path, target):
+    """Move a database away, with its journal if it has one."""
+    for end in ("", "-wal", "-shm"):
+        source = path.with_name(path.name + end)
+        if source.exists():
+            source.rename(target.with_name(target.name + end))
+
+
+def moved(path):
+    move(path, path.with_name("moved.db"))
+
+
+def moved_without_its_journal(path):
+    path.rename(path.with_name("moved.db"))
+
+
+def removed(path):
+    for end in ("", "-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+def removed_with_its_folder(path):
+    shutil.rmtree(path.parent)
+
+
+def replaced_by_a_backup(path):
+    backup = path.with_name("backup.db")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("VACUUM INTO ?", [str(backup)])
+    backup.replace(path)  # and its journal stays where it is
+
+
+GONE = (
+    moved,
+    moved_without_its_journal,
+    removed,
+    removed_with_its_folder,
+    replaced_by_a_backup,
+)
+
+
+@pytest.mark.parametrize("happens", GONE, ids=lambda case: case.__name__)
+def test_what_is_inserted_goes_to_the_file_that_the_path_names(tmp_path, happens):
+    path = tmp_path / "folder" / "audit.db"
+    adapter = opened(path)
+    adapter.bulk_insert(None, [samples.encode("before")])
+    happens(path)
+    event = samples.encode("after")
+    with pytest.raises(AdapterUnavailableError, match="was moved, removed or replaced"):
+        adapter.bulk_insert(None, [event])
+    adapter.bulk_insert(None, [event])
+    assert read(adapter)[0] == event
+    adapter.close()
+    before = [("before",)] if happens is replaced_by_a_backup else []
+    assert rows(path) == [*before, ("after",)]
+    if happens in {moved, moved_without_its_journal}:
+        assert rows(path.with_name("moved.db")) == [("before",)]
+
+
+def test_a_file_that_is_moved_within_a_transaction_gets_no_acknowledgement(tmp_path, monkeypatch):
+    adapter = opened(tmp_path / "audit.db")
+    statement = sql.insert_statement
+
+    def meanwhile(rows):
+        moved(adapter.path)
+        return statement(rows)
+
+    event = samples.encode("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(sql, "insert_statement", meanwhile)
+        with pytest.raises(AdapterUnavailableError, match="was moved, removed or replaced"):
+            adapter.bulk_insert(None, [event])
+    adapter.bulk_insert(None, [event])
+    adapter.close()
+    assert rows(adapter.path) == rows(tmp_path / "moved.db") == [("a",)]
+
+
+def test_readers_read_the_file_that_the_path_names_and_make_none(tmp_path):
+    adapter = opened(tmp_path / "audit.db")
+    adapter.bulk_insert(None, [samples.encode("before")])
+    assert len(read(adapter)) == 1
+    moved(adapter.path)
+    with pytest.raises(AdapterUnavailableError, match="No such file"):
+        read(adapter)
+    assert not adapter.path.exists()
+    event = samples.encode("of another")
+    another = opened(adapter.path)
+    another.bulk_insert(None, [event])
+    assert read(adapter) == [event]
+    adapter.close()
+    another.close()
+
+
+def drop_the_table(database, _path):
+    database.execute("DROP TABLE audit_logs")
+
+
+def drop_a_column(database, _path):
+    database.execute("ALTER TABLE audit_logs DROP COLUMN content_hash")
+
+
+def cut_the_file_off(database, path):
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    os.truncate(path, 0)
+
+
+@pytest.mark.parametrize(
+    "damage", [drop_the_table, drop_a_column, cut_the_file_off], ids=lambda case: case.__name__
+)
+@pytest.mark.parametrize("call", ["insert", "query"])
+def test_a_damaged_table_is_told_of_once_and_made_again(tmp_path, damage, call):
+    adapter = opened(tmp_path / "audit.db")
+    adapter.bulk_insert(None, [samples.encode("before")])
+    assert len(read(adapter)) == 1
+    with closing(sqlite3.connect(adapter.path, isolation_level=None)) as database:
+        damage(database, adapter.path)
+    event = samples.encode("after")
+    with pytest.raises(AdapterUnavailableError, match="opened anew, or made if missing"):
+        adapter.bulk_insert(None, [event]) if call == "insert" else read(adapter)
+    adapter.bulk_insert(None, [event])
+    assert read(adapter)[0] == event
+    adapter.close()
+    assert rows(adapter.path)[-1] == ("after",)
+
+
+def test_a_file_that_is_no_database_stays_unavailable(tmp_path):
+    adapter = opened(tmp_path / "audit.db")
+    adapter.close()
+    adapter.path.write_bytes(b"no database" * 1000)
+    with pytest.raises(AdapterUnavailableError, match="not a database"):
+        adapter.init()
+    assert adapter.path.read_bytes() == b"no database" * 1000
+
+
+def test_a_file_that_others_write_to_is_busy_and_not_down(tmp_path):
+    adapter = opened(tmp_path / "audit.db", busy_timeout=0.01)
+    with Holder(adapter.path), pytest.raises(BusyError, match="locked"):
+        adapter.bulk_insert(None, [samples.encode("a")])
+    adapter.close()
+
+
+def cache_of(connection):
+    return -connection.raw.execute("PRAGMA cache_size").fetchone()[0]
+
+
+def test_page_caches_have_a_bound_however_many_readers_and_files(tmp_path):
+    adapter = opened(tmp_path / "audit.db")
+    adapter.bulk_insert(None, [samples.encode("a")])
+    all_read = threading.Barrier(12)
+
+    def page(_):
+        with adapter._connections.reading() as connection:
+            all_read.wait(60)
+            return -connection.execute("PRAGMA cache_size").fetchone()[0]
+
+    with ThreadPoolExecutor(12) as pool:
+        assert set(pool.map(page, range(12))) == {2048}
+    assert len(adapter._connections._idle) == 4
+    others = [opened(tmp_path / f"{number}.db") for number in range(3)]
+    writers = [each._connections._writer for each in (adapter, *others)]
+    assert sum(map(cache_of, writers)) <= 64 * 1024
+    for other in others:
+        other.close()
+    adapter.bulk_insert(None, [samples.encode("b")])
+    assert cache_of(writers[0]) > 64 * 1024 // 4
+    adapter.close()
+
+
+def test_the_journal_is_cut_again_after_a_long_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite_connections, "_JOURNAL_SIZE_LIMIT", 2**19)
+    adapter = opened(tmp_path / "audit.db")
+    journal = tmp_path / "audit.db-wal"
+    with adapter._connections.reading() as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM audit_logs").fetchall()
+        adapter.bulk_insert(None, [samples.encode("a") for _ in range(3000)])
+        assert journal.stat().st_size > 2**20
+        reader.execute("ROLLBACK")
+        reader.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    adapter.bulk_insert(None, [samples.encode("b")])
+    assert journal.stat().st_size <= 2**19
+    adapter.close()
+
+
+def test_what_was_pruned_is_not_in_the_file_any_more(tmp_path):
+    adapter = opened(tmp_path / "audit.db")
+    events = [
+        samples.encode("a", tenant_id="leaver" if number % 2 else "stays", entity_id=f"id-{number}")
+        for number in range(1000)
+    ]
+    adapter.bulk_insert(None, events)
+    after = datetime.now(UTC) + timedelta(days=3)
+    assert adapter.prune(None, tenants={"leaver": 1}, now=after) == {"leaver": 500}
+    assert len(read(adapter)) == 500
+    adapter.close()
+    left = adapter.path.read_bytes()
+    assert not any(event.id.encode() in left for event in events[1::2])
+
+
+IMPORTING = """
+import sys
+from logbun_logging.adapters import SQLiteAdapter
+from logbun_logging.testing import samples
+
+adapter = SQLiteAdapter(sys.argv[1])
+adapter.init()
+adapter.bulk_insert(None, [samples.encode("a")])
+adapter.prune(1)
+adapter.close()
+print("sqlite_utils" in sys.modules, "pandas" in sys.modules)
+"""
+
+
+def test_what_makes_tables_is_imported_only_where_one_is_made(tmp_path):
+    (tmp_path / "pandas").mkdir()
+    (tmp_path / "pandas" / "__init__.py").write_text("class Timestamp: pass\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-c", IMPORTING, str(tmp_path / "audit.db")]
+    for imported in ("True True", "False False"):
+        done = subprocess.run(
+            command,
+            env={**os.environ, "PYTHONPATH": path},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == imported
+
+
+def test_the_file_says_its_version_and_the_table_what_its_columns_hold(tmp_path):
+    adapter = opened(tmp_path / "audit.db")
+    adapter.close()
+    with closing(sqlite3.connect(adapter.path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (1,)
+        ((made,),) = database.execute("SELECT sql FROM sqlite_master WHERE name = 'audit_logs'")
+        for column in sql.COLUMNS:
+            assert re.search(rf"^    {column} TEXT.*  -- \w", made, re.MULTILINE), made
+        database.execute("PRAGMA user_version = 2")
+    with pytest.raises(AdapterUnavailableError, match=r"newer version .*user_version 2"):
+        adapter.init()
+
+
+def test_a_version_of_the_application_s_own_is_left_alone(tmp_path):
+    path = tmp_path / "app.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE users (id)")
+        database.execute("PRAGMA user_version = 7")
+    for _ in range(2):
+        opened(path).close()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (7,)
