@@ -23,6 +23,7 @@ from logbun_logging.context import (
 )
 from logbun_logging.errors import (
     AdapterUnavailableError,
+    BatchTooLargeError,
     ConfigurationError,
     LogbunError,
     NotReadyError,
@@ -51,6 +52,7 @@ __all__ = [
     "AuditQueueListener",
     "AuditRecord",
     "AuditTrail",
+    "BatchTooLargeError",
     "BatchingAuditHandler",
     "ConfigurationError",
     "LogbunError",

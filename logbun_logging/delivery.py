@@ -11,8 +11,8 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import Any, Final
@@ -23,6 +23,7 @@ from logbun_logging.adapters.base import EncodedBatch
 from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.errors import (
     AdapterUnavailableError,
+    BatchTooLargeError,
     BusyError,
     ConfigurationError,
     RejectedEventsError,
@@ -33,8 +34,9 @@ from logbun_logging.tenancy import Databases, Target
 
 __all__ = ["Delivery", "Outcome", "TimedCalls", "Verdict", "is_outage"]
 
-#: Calls of one database that hang at the same time before no more are made.
-_MAX_HANGING: Final = 16
+#: Calls that hang at the same time before no more are made: of all databases, and of one.
+_MAX_HANGING: Final = 64
+_MAX_HANGING_EACH: Final = 4
 
 
 class Verdict(Enum):
@@ -58,6 +60,10 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, AdapterUnavailableError | ConfigurationError | OSError | TimeoutError)
 
 
+class _HungError(AdapterUnavailableError):
+    """A call did not return in time, and goes on."""
+
+
 class TimedCalls:
     """Runs calls with a time-out, on threads that are kept for the next call.
 
@@ -67,55 +73,82 @@ class TimedCalls:
     def __init__(self, name: str) -> None:
         self._name = name
         self._idle: queue.SimpleQueue[_Runner] = queue.SimpleQueue()
-        self._hanging: Counter[Hashable] = Counter()
         self._lock = threading.Lock()
+        #: Calls that were given up and have not returned, by database. Written under the lock.
+        self._hanging: Counter[Hashable] = Counter()
 
-    def run(self, call: Callable[[], Any], timeout: float, database: Hashable = None) -> Any:
+    @property
+    def hanging(self) -> int:
+        """Calls that were given up and have not returned."""
+        with self._lock:
+            return self._hanging.total()
+
+    def run(
+        self,
+        call: Callable[[], Any],
+        timeout: float,
+        database: Hashable = None,
+        late: Callable[[], None] = lambda: None,
+    ) -> Any:
         """Return what *call* returns, or raise what it raises.
+
+        What it raises that is no :class:`Exception`, as ``SystemExit`` or a driver's time-out, is
+        the end of that call and not of the thread that waits for it: a RuntimeError.
 
         Args:
             call: what to run.
             timeout: in seconds.
             database: whose calls hang together: one that hangs stops no call of another.
+            late: called, on the call's thread, when it works after it was given up.
 
         Raises:
-            AdapterUnavailableError: it did not return within *timeout* seconds, or too many calls
-                hang already.
+            BusyError: too many calls hang already.
+            AdapterUnavailableError: it did not return within *timeout* seconds.
         """
         with self._lock:
-            if self._hanging[database] >= _MAX_HANGING:
-                raise AdapterUnavailableError(f"{_MAX_HANGING} calls to the database hang already")
-        try:
-            runner = self._idle.get_nowait()
-        except queue.Empty:
-            runner = _Runner(self._finish)
-            if sys.is_finalizing():  # no new threads, so no time-out
-                return call()
-            try:
-                threading.Thread(target=runner.loop, name=self._name, daemon=True).start()
-            except RuntimeError:  # refused already at the end of the main thread, by Python 3.12
-                return call()
-        result = _Result(database)
-        runner.calls.put((call, result))
+            if self._hanging[database] >= _MAX_HANGING_EACH:
+                raise BusyError(f"{_MAX_HANGING_EACH} calls to the database hang already")
+            if self._hanging.total() >= _MAX_HANGING:
+                raise BusyError(f"{_MAX_HANGING} calls to databases hang already")
+        result = _Result(call, database, late)
+        runner = self._runner()
+        if runner is None:
+            result.run()
+            return result.get()
+        runner.calls.put(result)
         if not result.done.wait(timeout):
             with self._lock:
                 if not result.done.is_set():
                     result.abandoned = True
                     self._hanging[database] += 1
-                    raise AdapterUnavailableError(f"no answer within insert_timeout={timeout:g} s")
+                    raise _HungError(f"no answer within insert_timeout={timeout:g} s")
         self._idle.put(runner)
-        if result.error is not None:
-            raise result.error
-        return result.value
+        return result.get()
+
+    def _runner(self) -> _Runner | None:
+        """Return an idle thread or a new one; None at the interpreter's end, which refuses it."""
+        with suppress(queue.Empty):
+            return self._idle.get_nowait()
+        if sys.is_finalizing():
+            return None
+        runner = _Runner(self._finish)
+        try:
+            threading.Thread(target=runner.loop, name=self._name, daemon=True).start()
+        except RuntimeError:  # refused already at the end of the main thread, by Python 3.12
+            return None
+        return runner
 
     def _finish(self, result: _Result) -> bool:
         """Hand a result over; return False if nobody waits for it any more."""
         with self._lock:
             result.done.set()
-            if result.abandoned:
-                self._hanging[result.database] -= 1
-                self._hanging += Counter()  # forgets those that hang no more
-            return not result.abandoned
+            if not result.abandoned:
+                return True
+            self._hanging[result.database] -= 1
+            self._hanging += Counter()  # forgets those that hang no more
+        if result.error is None:
+            result.late()
+        return False
 
     def close(self) -> None:
         """Let the idle threads end."""
@@ -125,14 +158,33 @@ class TimedCalls:
 
 
 class _Result:
-    __slots__ = ("abandoned", "database", "done", "error", "value")
+    __slots__ = ("_call", "_value", "abandoned", "database", "done", "error", "late")
 
-    def __init__(self, database: Hashable) -> None:
+    def __init__(
+        self, call: Callable[[], Any], database: Hashable, late: Callable[[], None]
+    ) -> None:
+        self._call: Callable[[], Any] | None = call
+        self._value: Any = None
         self.database = database
+        self.late = late
         self.done = threading.Event()
-        self.value: Any = None
         self.error: BaseException | None = None
         self.abandoned = False
+
+    def run(self) -> None:
+        assert self._call is not None  # noqa: S101 - for the type checker
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self.error = error
+        self._call = None  # a waiting thread keeps no batch alive
+
+    def get(self) -> Any:
+        if self.error is None:
+            return self._value
+        if isinstance(self.error, Exception):
+            raise self.error
+        raise RuntimeError(f"the call ended by {_text(self.error)}") from self.error
 
 
 class _Runner:
@@ -140,20 +192,14 @@ class _Runner:
 
     def __init__(self, finish: Callable[[_Result], bool]) -> None:
         self._finish = finish
-        self.calls: queue.SimpleQueue[tuple[Callable[[], Any], _Result] | None] = (
-            queue.SimpleQueue()
-        )
+        self.calls: queue.SimpleQueue[_Result | None] = queue.SimpleQueue()
 
     def loop(self) -> None:
-        while (item := self.calls.get()) is not None:
-            call, result = item
-            try:
-                result.value = call()
-            except BaseException as error:
-                result.error = error
+        while (result := self.calls.get()) is not None:
+            result.run()
             if not self._finish(result):
                 return
-            del call, result, item  # a waiting thread keeps no batch alive
+            del result
 
 
 class Delivery:
@@ -179,36 +225,72 @@ class Delivery:
         self._recovered = recovered
         self._calls = TimedCalls("logbun-insert")
 
-    def attempt(self, batches: Sequence[EncodedBatch]) -> Outcome:
+    @property
+    def hanging(self) -> int:
+        """Inserts that were given up and have not returned."""
+        return self._calls.hanging
+
+    def batch_size(self, tenant_id: str | None) -> int:
+        """Return how many rows the tenant's database takes in one insert, as far as is known."""
+        return self._databases.breaker(tenant_id).batch_size
+
+    def stored_since(self, tenant_id: str | None, moment: float) -> bool:
+        """Tell whether an insert into the tenant's database has worked after *moment*.
+
+        A batch that has failed as in an outage since then is at fault itself.
+
+        Args:
+            tenant_id: whose database.
+            moment: monotonic seconds.
+        """
+        return self._databases.breaker(tenant_id).stored_since(moment)
+
+    def attempt(self, batches: Sequence[EncodedBatch], *, suspect: bool = False) -> Outcome:
         """Try once to insert all *batches* (of one database, each of one tenant) or none.
 
         Where the adapter takes one tenant at a time, only one batch may be given.
+
+        Args:
+            batches: what to insert.
+            suspect: the rows may be at fault: if they fail, that says nothing of their number.
         """
         tenant_id = batches[0][0]
+        rows = sum(len(payloads) for _, payloads in batches)
         breaker = self._databases.breaker(tenant_id)
         if not breaker.allow():
             return Outcome(Verdict.OUTAGE, "the database is down")
         try:
             stored = self._calls.run(
-                lambda: self._insert(tenant_id, batches), self._timeout, breaker
+                lambda: self._insert(tenant_id, batches), self._timeout, breaker, breaker.try_now
             )
         except Exception as error:
             self._counters.add("insert_failures")
-            if isinstance(error, msgspec.MsgspecError):  # no event of ours; splitting finds it
-                return Outcome(Verdict.REFUSED, _text(error))
-            if is_outage(error):
-                if not isinstance(error, BusyError):
-                    breaker.failed()
-                return Outcome(Verdict.OUTAGE, _text(error))
-            refused = isinstance(error, RejectedEventsError)
-            self._reachable(breaker)
-            return Outcome(Verdict.REFUSED if refused else Verdict.FAILED, _text(error))
+            return self._failure(error, breaker, rows, suspect=suspect)
         self._reachable(breaker)
-        if stored is False:
+        if stored is not None and stored is not True:
             self._counters.add("insert_failures")
-            return Outcome(Verdict.FAILED, "bulk_insert returned False")
-        self._counters.add("inserted", sum(len(payloads) for _, payloads in batches))
+            return Outcome(Verdict.FAILED, _not_stored(stored))
+        breaker.stored(rows)
+        self._counters.add("inserted", rows)
         return Outcome(Verdict.STORED)
+
+    def _failure(
+        self, error: Exception, breaker: CircuitBreaker, rows: int, *, suspect: bool
+    ) -> Outcome:
+        """Tell an outage, refused rows and everything else apart, and note what it says."""
+        if isinstance(error, msgspec.MsgspecError):  # no event of ours; splitting finds it
+            return Outcome(Verdict.REFUSED, _text(error))
+        if is_outage(error):
+            if not isinstance(error, BusyError):
+                breaker.failed(hung=isinstance(error, _HungError))
+                if not suspect:
+                    breaker.too_large(rows, sure=False)
+            return Outcome(Verdict.OUTAGE, _text(error))
+        self._reachable(breaker)
+        if isinstance(error, BatchTooLargeError):
+            breaker.too_large(rows, sure=True)
+        refused = isinstance(error, RejectedEventsError)
+        return Outcome(Verdict.REFUSED if refused else Verdict.FAILED, _text(error))
 
     def _insert(self, tenant_id: str | None, batches: Sequence[EncodedBatch]) -> Any:
         """Borrow the database and insert, both within the time-out.
@@ -224,35 +306,49 @@ class Delivery:
             self._recovered()
 
     def bisect(
-        self, tenant_id: str | None, payloads: Sequence[bytes]
+        self, tenant_id: str | None, payloads: Sequence[bytes], *, suspect: bool = False
     ) -> list[tuple[bytes, Outcome]]:
         """Insert what can be inserted of a batch that was refused; return the rest, and why.
 
-        Splitting costs about ``2 · log2(n)`` inserts for each bad row. If nothing at all succeeds
-        on the way to the first single row, the fault is not with the rows, and the whole is
-        returned.
+        Splitting costs about ``2 · log2(n)`` inserts for each bad row. Large parts come before
+        small ones, so that a bad row's failures alternate with successes, and open no circuit. If
+        nothing at all succeeds on the way to the first single row, the fault is not with the rows,
+        and the whole is returned.
+
+        Args:
+            tenant_id: whose rows they are.
+            payloads: the rows.
+            suspect: they have failed as in an outage while others did not: split them all the same,
+                until the circuit opens.
         """
         rest: list[tuple[bytes, Outcome]] = []
-        stack = [list(payloads)]
+        parts = deque([list(payloads)])
         stored = False
         failures = 0
         patience = 2 * len(payloads).bit_length() + 2
-        while stack:
-            part = stack.pop()
-            outcome = self.attempt([(tenant_id, part)])
+        while parts:
+            part = parts.popleft()
+            size = self.batch_size(tenant_id)
+            if len(part) > size:
+                parts += [part[at : at + size] for at in range(0, len(part), size)]
+                continue
+            outcome = self.attempt([(tenant_id, part)], suspect=True)
             if outcome.verdict is Verdict.STORED:
                 stored = True
                 continue
             failures += 1
-            hopeless = outcome.verdict is Verdict.OUTAGE or (not stored and failures > patience)
+            hopeless = not stored and failures > patience
+            if outcome.verdict is Verdict.OUTAGE:
+                down = self._databases.breaker(tenant_id).is_open
+                hopeless = hopeless or down or not suspect
             if len(part) == 1 or hopeless:
                 rest.extend((payload, outcome) for payload in part)
                 if hopeless:
-                    rest.extend((payload, outcome) for p in reversed(stack) for payload in p)
+                    rest.extend((payload, outcome) for part in parts for payload in part)
                     break
                 continue
             middle = len(part) // 2
-            stack += [part[middle:], part[:middle]]
+            parts += [part[:middle], part[middle:]]
         return rest
 
     def close(self) -> None:
@@ -269,6 +365,14 @@ def _call(target: Target, batches: Sequence[EncodedBatch]) -> Any:
         return adapter.bulk_insert_many(decoded)
     ((tenant_id, events),) = decoded
     return adapter.bulk_insert(tenant_id, events)
+
+
+def _not_stored(answer: Any) -> str:
+    """Say why an insert that raised nothing has stored nothing."""
+    if isinstance(answer, Coroutine):
+        answer.close()  # or Python warns that nobody has awaited it
+    shown = repr(answer) if isinstance(answer, int) else f"a {type(answer).__name__}"
+    return f"the insert returned {shown}: only None and True say that the rows are stored"
 
 
 def _text(error: BaseException) -> str:

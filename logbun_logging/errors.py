@@ -11,6 +11,7 @@ from typing import Final
 
 __all__ = [
     "AdapterUnavailableError",
+    "BatchTooLargeError",
     "BusyError",
     "ConfigurationError",
     "LogbunError",
@@ -121,6 +122,13 @@ class RejectedEventsError(LogbunError):
     """Raised by adapters when the database is well but refuses these rows.
 
     Delivery does not wait: it splits the batch until only the refused rows are set aside.
+    """
+
+
+class BatchTooLargeError(RejectedEventsError):
+    """Raised by adapters when the database, or a proxy before it, takes no batch of this size.
+
+    Delivery sends smaller batches to that database from then on, and for a while.
     """
 
 

@@ -9,7 +9,7 @@ import pytest
 from logbun_logging.adapters import create_adapter
 from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.delivery import TimedCalls
-from logbun_logging.errors import AdapterUnavailableError, ConfigurationError
+from logbun_logging.errors import AdapterUnavailableError, BusyError, ConfigurationError
 from logbun_logging.logger import AuditLogger
 from logbun_logging.query import ALL_TENANTS
 from logbun_logging.queueing import RecordQueue
@@ -99,12 +99,18 @@ def test_too_many_hanging_calls_are_refused():
     import threading
 
     calls, gate = TimedCalls("test"), threading.Event()
-    for _ in range(16):
+    for _ in range(4):
         with pytest.raises(AdapterUnavailableError):
             calls.run(gate.wait, 0.001, "db")
-    with pytest.raises(AdapterUnavailableError, match="hang already"):
+    with pytest.raises(BusyError, match="4 calls to the database hang already"):
         calls.run(gate.wait, 5, "db")
     assert calls.run(lambda: 1, 5, "other") == 1
+    assert calls.hanging == 4
+    for number in range(60):
+        with pytest.raises(AdapterUnavailableError):
+            calls.run(gate.wait, 0.001, f"db{number}")
+    with pytest.raises(BusyError, match="64 calls to databases hang already"):
+        calls.run(gate.wait, 5, "other")
     gate.set()
     calls.close()
 
