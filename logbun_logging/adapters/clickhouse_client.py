@@ -16,14 +16,20 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import parse_qs, urlsplit
 
 from logbun_logging.adapters.base import keep_inherited
 from logbun_logging.adapters.forking import ForkGate
-from logbun_logging.errors import AdapterUnavailableError, ConfigurationError, RejectedEventsError
+from logbun_logging.errors import (
+    AdapterUnavailableError,
+    BatchTooLargeError,
+    ConfigurationError,
+    RejectedEventsError,
+)
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -43,6 +49,7 @@ _OUTAGES: Final = frozenset(
         159,  # TIMEOUT_EXCEEDED
         160,  # TOO_SLOW
         164,  # READONLY
+        173,  # CANNOT_ALLOCATE_MEMORY
         191,  # UNKNOWN_ROLE
         192,  # UNKNOWN_USER
         193,  # WRONG_PASSWORD
@@ -53,6 +60,7 @@ _OUTAGES: Final = frozenset(
         203,  # NO_FREE_CONNECTION
         209,  # SOCKET_TIMEOUT
         210,  # NETWORK_ERROR
+        216,  # QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING
         218,  # TABLE_IS_DROPPED
         225,  # NO_ZOOKEEPER
         236,  # ABORTED
@@ -66,6 +74,7 @@ _OUTAGES: Final = frozenset(
         289,  # REPLICA_IS_NOT_IN_QUORUM
         319,  # UNKNOWN_STATUS_OF_INSERT
         394,  # QUERY_WAS_CANCELLED
+        439,  # CANNOT_SCHEDULE_TASK
         473,  # DEADLOCK_AVOIDED
         497,  # ACCESS_DENIED
         499,  # S3_ERROR
@@ -99,6 +108,7 @@ _REFUSALS: Final = frozenset(
 _OTHER_FOLDER: Final = "already initialized with path"
 
 _LONGEST_MESSAGE: Final = 500
+_CONTENT_TOO_LARGE: Final = 413
 
 _gate = ForkGate()
 _engine_is_lost = False
@@ -175,9 +185,12 @@ class Server:
                     autogenerate_session_id=False,
                     # Closing the shared one would close it under the application's own clients.
                     dedicated_pool=True,
+                    autogenerate_query_id=True,  # by which an answer is known
                     compress=self.compression,
                 )
                 client.timeout = Timeout(connect=self._timeout, read=self._timeout)
+                # The client's own pool of connections, which nobody else has.
+                client.http.request = _only_clickhouse(client.http.request)
                 self._client = client
 
     @contextmanager
@@ -199,6 +212,33 @@ class Server:
         """Forget the parent's sockets without closing them."""
         keep_inherited(self._client)
         self._reset()
+
+
+def _only_clickhouse(request: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *request* so that it takes no success from anybody but ClickHouse.
+
+    A proxy in front of a server that is away answers by itself: with a page of its own and status
+    200, with nothing and 204, or by a redirect to a login. The client would take each for success.
+    ClickHouse names the query in its answer, and sums up what it did; a proxy that speaks
+    ClickHouse may have given the query another name.
+    """
+
+    def checked(method: str, url: str, **options: Any) -> Any:
+        response = request(method, url, redirect=False, **options)
+        headers = response.headers
+        (query_id,) = parse_qs(urlsplit(url).query).get("query_id", [""])
+        known = headers.get("X-ClickHouse-Query-Id") == query_id
+        if response.status == _CONTENT_TOO_LARGE:
+            response.close()
+            raise BatchTooLargeError("a proxy before ClickHouse takes no body of this size (413)")
+        if response.status < 300 and not known and "X-ClickHouse-Summary" not in headers:
+            response.close()
+            raise AdapterUnavailableError(
+                f"status {response.status} came, but not from ClickHouse (its headers are missing)"
+            )
+        return response
+
+    return checked
 
 
 class Embedded:

@@ -24,6 +24,7 @@ from logbun_logging.adapters import sql, sql_prune
 from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport
 from logbun_logging.adapters.turso_drivers import (
     MAX_STATEMENT_BYTES,
+    TOO_LARGE_BATCH,
     Driver,
     Endpoint,
     NoAnswerError,
@@ -31,7 +32,12 @@ from logbun_logging.adapters.turso_drivers import (
     Statement,
     StatementError,
 )
-from logbun_logging.errors import AdapterUnavailableError, ConfigurationError, RejectedEventsError
+from logbun_logging.errors import (
+    AdapterUnavailableError,
+    BatchTooLargeError,
+    ConfigurationError,
+    RejectedEventsError,
+)
 from logbun_logging.event import AuditEvent
 from logbun_logging.query import Filters, Pagination, TenantScope
 
@@ -249,6 +255,8 @@ class TursoAdapter:
             yield
         except StatementError as error:
             text = f"{self!r}: {error.code}: {self._without_token(str(error))}"
+            if error.code == TOO_LARGE_BATCH:
+                raise BatchTooLargeError(text) from None
             if error.code.startswith(_REFUSALS):
                 raise RejectedEventsError(text) from None
             if error.code == _TOO_LARGE:

@@ -28,6 +28,7 @@ from logbun_logging.adapters.base import keep_inherited
 from logbun_logging.adapters.event_loop import LoopThread
 from logbun_logging.adapters.forking import ForkGate
 from logbun_logging.adapters.turso_drivers import (
+    TOO_LARGE_BATCH,
     Endpoint,
     NoAnswerError,
     Rows,
@@ -67,7 +68,7 @@ class _PipelineClient(HttpClient):  # type: ignore[misc]  # libsql-client has no
             if response.status != 200:
                 text = f"HTTP status {response.status}: {(await response.text())[:200]}"
                 if response.status == 413:
-                    raise StatementError("SQLITE_TOOBIG", text)
+                    raise StatementError(TOO_LARGE_BATCH, text)
                 raise NoAnswerError(text)
             answer = await response.json()
         result = answer["results"][0]

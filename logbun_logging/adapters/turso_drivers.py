@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
     "MAX_STATEMENT_BYTES",
+    "TOO_LARGE_BATCH",
     "Driver",
     "Endpoint",
     "NoAnswerError",
@@ -29,6 +30,9 @@ Rows: TypeAlias = list[tuple[Any, ...]]
 #: Values of one statement stay below this, unless a single row is larger. The server takes values
 #: up to 10 MB, and WebSocket messages up to 16 MiB.
 MAX_STATEMENT_BYTES = 1_000_000
+
+#: The code of an error that a server, or a proxy before it, has for the size of a request.
+TOO_LARGE_BATCH = "TOO_LARGE_BATCH"
 
 
 class Endpoint(NamedTuple):

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
+from logbun_logging.adapters.turso_drivers import TOO_LARGE_BATCH
+
 __all__ = ["HEADER", "Answer", "Request", "main"]
 
 HEADER: Final = struct.Struct("!Q")
@@ -61,6 +63,8 @@ class _Worker:
             found = _CODE.search(str(error))
             if found is not None:
                 return Answer(error=(found[2], found[1]))
+            if "status=413 " in str(error):
+                return Answer(error=(TOO_LARGE_BATCH, str(error)))
             if _CONSTRAINT.search(str(error)):
                 return Answer(error=("SQLITE_CONSTRAINT", str(error)))
             return Answer(failure=str(error))

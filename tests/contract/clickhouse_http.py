@@ -27,6 +27,7 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -65,6 +66,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # or each answer waits 40 ms for the client's acknowledgement
     folder: Path
     connect: staticmethod
+    query_id = None
 
     def log_message(self, *arguments):
         pass
@@ -88,6 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() == "multipart/form-data":
             given |= self.form(body)
             body = b""
+        self.query_id = given.get("query_id") or str(uuid.uuid4())
         try:
             query = given.get("query", "").encode()
             self.answer(200, *self.run(given, query + b"\n" + body if query else body))
@@ -161,7 +164,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status, body, headers=None):
         self.send_response(status)
-        self.send_header("X-ClickHouse-Timezone", "UTC")
+        if self.query_id is not None:  # as the server does in every answer to a query
+            self.send_header("X-ClickHouse-Query-Id", self.query_id)
+            self.send_header("X-ClickHouse-Timezone", "UTC")
+            self.send_header("X-ClickHouse-Summary", '{"written_rows":"0"}')
         self.send_header("Content-Length", str(len(body)))
         for name, value in (headers or {}).items():
             self.send_header(name, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import sys
 from contextlib import contextmanager
 
@@ -12,12 +13,14 @@ import pytest
 from logbun_logging import AdapterUnavailableError, AuditTrail
 from logbun_logging.adapters import ClickHouseAdapter
 from logbun_logging.adapters.clickhouse_sql import tenant_key
+from logbun_logging.errors import BatchTooLargeError
 from logbun_logging.event import encode_event
 from logbun_logging.testing import AdapterContract, ServerContract, samples
 from logbun_logging.testing.contract import logger_of, newest_first, read
 from tests.contract.clickhouse_http import PASSWORD, USER, ClickHouseServer
 from tests.contract.clickhouse_older import OLDER_TABLES, make_older_table
 from tests.contract.postgres import free_port
+from tests.contract.proxy import proxy_before
 
 if importlib.util.find_spec("chdb") is None:
     pytest.skip("chdb is missing: pip install chdb", allow_module_level=True)
@@ -221,3 +224,67 @@ def test_settings_go_with_every_request(make_adapter):
     with pytest.raises(Exception, match="TOO_MANY_ROWS"):
         adapter.init()  # the columns of the table are more than one
     adapter.close()
+
+
+@pytest.fixture
+def proxy(server):
+    with proxy_before(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def behind_proxy(proxy):
+    options = {"username": USER, "password": PASSWORD, "timeout": 10}
+    adapter = ClickHouseAdapter(host="127.0.0.1", port=proxy.port, **options)
+    yield adapter
+    proxy.answer = None
+    adapter.close()
+
+
+#: A proxy's own answers. Who follows the redirect is asked again, and finds no end.
+OWN_ANSWERS = [
+    (200, b"<html>We are down for maintenance</html>", {"Content-Type": "text/html"}),
+    (200, b"", {}),
+    (204, b"", {}),
+    (302, b"", {"Location": "/login"}),
+    (307, b"", {"Location": "/login"}),
+    (502, b"bad gateway", {}),
+]
+
+
+@pytest.mark.parametrize("answer", OWN_ANSWERS, ids=lambda answer: f"{answer[0]}-{answer[1][:9]}")
+def test_only_what_clickhouse_itself_answers_is_a_success(proxy, behind_proxy, answer):
+    adapter, (before, event) = behind_proxy, (samples.encode("before"), samples.encode("a"))
+    proxy.answer = answer
+    with pytest.raises(AdapterUnavailableError):
+        adapter.init()
+    proxy.answer = None
+    adapter.init()
+    adapter.bulk_insert(None, [before])
+    proxy.answer = answer
+    for call in (
+        lambda: adapter.bulk_insert(None, [event]),
+        lambda: adapter.insert_encoded([(None, [encode_event(event)])]),
+        lambda: read(adapter),
+        lambda: adapter.prune(1),
+        adapter.exists,
+    ):
+        with pytest.raises(AdapterUnavailableError):
+            call()
+    proxy.answer = None
+    assert read(adapter) == [before]
+    adapter.insert_encoded([(None, [encode_event(event)])])
+    assert read(adapter) == [event, before]
+
+
+def test_a_batch_that_a_proxy_finds_too_large_is_told_from_an_outage(proxy, behind_proxy):
+    behind_proxy.init()
+    proxy.largest = 100_000
+    rng = random.Random(1)
+    events = [samples.encode("a", metadata={"x": rng.randbytes(900).hex()}) for _ in range(200)]
+    with pytest.raises(BatchTooLargeError, match="413"):
+        behind_proxy.insert_encoded([(None, [*map(encode_event, events)])])
+    with pytest.raises(BatchTooLargeError, match="413"):
+        behind_proxy.bulk_insert(None, events)
+    behind_proxy.insert_encoded([(None, [*map(encode_event, events[:20])])])
+    assert read(behind_proxy) == newest_first(events[:20])

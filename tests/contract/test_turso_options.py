@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from logbun_logging import AdapterUnavailableError, ConfigurationError, RejectedEventsError
+from logbun_logging import AdapterUnavailableError, BatchTooLargeError, ConfigurationError
 from logbun_logging.adapters import TursoAdapter, create_adapter, turso
 from logbun_logging.testing import samples
 
@@ -123,6 +123,8 @@ def answering():
             token = self.headers.get("Authorization", "").encode()
             body = answer[1].replace(b"TOKEN", token)
             self.send_response(answer[0])
+            if 300 <= answer[0] < 400:
+                self.send_header("Location", "/login")
             kind = "application/json" if body.startswith(b"{") else "text/plain"
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
@@ -149,17 +151,24 @@ def answering():
     [
         (200, b"<html>Welcome to the hotel's network</html>", AdapterUnavailableError),
         (200, b"{}", AdapterUnavailableError),
+        (200, b'{"results": []}', AdapterUnavailableError),
+        (200, b'{"results": [{"type": "ok"}]}', AdapterUnavailableError),
+        (200, b"", AdapterUnavailableError),
+        (204, b"", AdapterUnavailableError),
+        (302, b"", AdapterUnavailableError),
+        (307, b"", AdapterUnavailableError),
         (502, b"bad gateway", AdapterUnavailableError),
         (404, b"{}", AdapterUnavailableError),
         (401, b'{"error": "TOKEN"}', AdapterUnavailableError),
         (500, b'{"message": "no such token: TOKEN"}', AdapterUnavailableError),
-        (413, b"too large", RejectedEventsError),
+        (413, b"too large", BatchTooLargeError),
     ],
 )
-def test_what_is_not_an_answer_of_the_database_is_an_outage(answering, status, body, error):
+@pytest.mark.parametrize("driver", ["libsql-client", "libsql"])
+def test_what_is_not_an_answer_of_the_database_is_an_outage(answering, status, body, error, driver):
     url, set_answer = answering
     set_answer(status, body)
-    adapter = TursoAdapter(url, auth_token=lambda: "s3cret", timeout=10)
+    adapter = TursoAdapter(url, auth_token=lambda: "s3cret", timeout=10, driver=driver)
     with pytest.raises(error) as caught:
         adapter.bulk_insert("t", [samples.encode("a", tenant_id="t")])
     assert "s3cret" not in str(caught.value)
