@@ -98,6 +98,10 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     admitted: bool = False
     buffered: bool = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the event alone: its place in the WAL and the buffers is not copied."""
+        return Entry, (self.tenant_id, self.payload)
+
 
 def new_event_id() -> str:
     """Return a UUIDv7 greater than every one that this process made before.

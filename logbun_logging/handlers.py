@@ -13,9 +13,9 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.event import Entry
@@ -36,6 +36,14 @@ _TEND: Final = 0.5
 #: And how often at most while a lot does: it has to look at every tenant.
 _TEND_AGAIN: Final = 0.05
 
+#: How a queue says that it takes no more: full, or shut down (3.13).
+_REFUSED: Final = (queue.Full, getattr(queue, "ShutDown", queue.Full))
+
+_StockQueue: Final = queue.Queue
+
+#: Packages whose queues pickle what they carry.
+_COPYING: Final = frozenset({"billiard", "multiprocess", "multiprocessing"})
+
 
 class BatchingAuditHandler(logging.Handler):
     """The end of the queue: hands events to the per-tenant buffers and their flush workers.
@@ -54,29 +62,53 @@ class BatchingAuditHandler(logging.Handler):
     def __init__(self, *, trail: AuditTrail | None = None, **options: Any) -> None:
         super().__init__()
         self.trail = AuditTrail(**options) if trail is None else trail
+        #: A handler in front of the queue hands every event over itself; set by that at its start.
+        self.fed = False
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Filter a record and buffer its event; what the queue's handler has taken over, once."""
+        if self.fed:
+            return False
+        if self.has_taken(record):
+            self.emit_all([record])
+            return True
+        return bool(super().handle(record))
+
+    def has_taken(self, item: Any) -> TypeGuard[AuditRecord | Entry]:
+        """Tell whether the trail has the event of *item* already: queued or copied, not new."""
+        if isinstance(item, AuditRecord):
+            return item.taken_by == self.trail.options.namespace
+        return isinstance(item, Entry)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Buffer the event of one record."""
-        if isinstance(record, AuditRecord) and record.entry is not None:
-            self.trail.pipeline.buffer([record.entry])
-            return
-        if record.name == LOGGER_NAME:
-            return
-        _submit_to_open(self.trail, record)
+        if record.name != LOGGER_NAME:
+            _submit_to_open(self.trail, record)
 
-    def emit_all(self, queued: list[AuditRecord | Entry], level: int = logging.NOTSET) -> None:
+    def emit_all(self, queued: Sequence[AuditRecord | Entry], level: int = logging.NOTSET) -> None:
         """Buffer what was queued, but for records that *level* or the filters keep back."""
         passed: list[Entry] = []
         kept_back: list[Entry] = []
         for item in queued:
-            if isinstance(item, Entry):
-                passed.append(item)
-            elif item.entry is not None:
-                fits = item.levelno >= level and (not self.filters or self.filter(item))
-                (passed if fits else kept_back).append(item.entry)
+            entry = item if isinstance(item, Entry) else item.entry
+            if entry is None or entry.buffered or not entry.admitted:
+                continue  # a copy, or handed over already
+            passes = isinstance(item, Entry) or (item.levelno >= level and self._passes(item))
+            (passed if passes else kept_back).append(entry)
         self.trail.pipeline.buffer(passed)
         if kept_back:
             self.trail.pipeline.discard(kept_back)
+
+    def _passes(self, record: logging.LogRecord) -> bool:
+        """Ask the filters; a filter that raises lets the record pass."""
+        if not self.filters:
+            return True
+        try:
+            return bool(self.filter(record))
+        except Exception:
+            self.trail.pipeline.counters.add("filter_failures")
+            self.handleError(record)
+            return True
 
     def flush(self) -> None:
         """Deliver everything logged so far, within ``flush_timeout``."""
@@ -91,8 +123,16 @@ class BatchingAuditHandler(logging.Handler):
 class AuditQueueListener(logging.handlers.QueueListener):
     """Carries records from the queue to its handlers on a thread of its own.
 
-    It starts by itself with the first record, survives whatever a handler raises, and may be
-    stopped twice.
+    It starts by itself with the first record, survives whatever a handler raises, ends at its
+    sentinel, and may be stopped twice.
+
+    Args:
+        queue: the handler's queue.
+        *handlers: one :class:`BatchingAuditHandler`, and others at will.
+        respect_handler_level: give a handler only what its level lets pass.
+
+    Raises:
+        ConfigurationError: there is no batching handler among the handlers, or more than one.
     """
 
     queue: Any  # a RecordQueue, or what the user's configuration names
@@ -102,19 +142,20 @@ class AuditQueueListener(logging.handlers.QueueListener):
         self, queue: Any, *handlers: logging.Handler, respect_handler_level: bool = False
     ) -> None:
         super().__init__(queue, *handlers, respect_handler_level=respect_handler_level)
-        self._stopping = threading.Event()
+        self._stopping = threading.Event()  # set where a full queue takes no sentinel
+        _ = self.batching
 
     @property
     def batching(self) -> BatchingAuditHandler:
         """The batching handler among the handlers.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: there is none, or more than one.
         """
-        for handler in self.handlers:
-            if isinstance(handler, BatchingAuditHandler):
-                return handler
-        allowed = "one or more handlers, a logbun_logging.BatchingAuditHandler among them"
+        found = [handler for handler in self.handlers if isinstance(handler, BatchingAuditHandler)]
+        if len(found) == 1:
+            return found[0]
+        allowed = "handlers with one logbun_logging.BatchingAuditHandler among them"
         raise ConfigurationError("handlers", self.handlers, allowed)
 
     def start(self) -> None:
@@ -126,12 +167,15 @@ class AuditQueueListener(logging.handlers.QueueListener):
     def stop(self, timeout: float | None = None) -> None:
         """Hand over everything that is queued, and end the thread."""
         thread, self._thread = self._thread, None
-        self._stopping.set()
         if thread is not None and thread.is_alive():
-            self.enqueue_sentinel()
+            try:
+                self.enqueue_sentinel()
+            except Exception:  # the queue is full: the thread ends when it finds it empty
+                self._stopping.set()
             thread.join(timeout)
-        else:
-            self._hand_over(self._drain())
+            if thread.is_alive():
+                return
+        self._hand_over(self._drain())
 
     def reset(self) -> None:
         """In a forked child: start anew; what the parent had queued stays the parent's."""
@@ -142,45 +186,90 @@ class AuditQueueListener(logging.handlers.QueueListener):
         else:
             self._drain()
 
+    def dequeue(self, block: bool) -> Any:
+        """Return the next item of the queue, waiting a while for one if *block*.
+
+        Raises:
+            queue.Empty: there was none.
+        """
+        return self.queue.get(block, _TEND if block else None)
+
+    def handle(self, record: Any) -> None:
+        """Prepare a record and give it to every handler whose level lets it pass."""
+        record = self.prepare(record)
+        for handler in self.handlers:
+            if not self.respect_handler_level or record.levelno >= handler.level:
+                handler.handle(record)
+
+    def substituted(self) -> bool:
+        """Tell whether a subclass or a patch carries records in its own way."""
+        return _overrides(self, _LISTENER_METHODS)
+
     def _monitor(self) -> None:
         tend = self.batching.trail.pipeline.tend
         next_tend = 0.0
-        while True:
+        ended = False
+        while not ended:
             try:
-                record = self.queue.get(True, _TEND)
-            except queue.Empty:
-                record = None
-            records = [] if record is None else [record, *self._drain(_STEP)]
-            try:
-                self._hand_over(records)
-                if (now := time.monotonic()) >= next_tend:
+                items, ended = self._next()
+                self._hand_over(items)
+                if (now := time.monotonic()) >= next_tend or self.substituted():
                     next_tend = now + _TEND_AGAIN
                     tend()
             except Exception:  # whatever happens, the thread goes on
                 logging.getLogger(LOGGER_NAME).exception("audit listener")
-            if self._stopping.is_set() and self.queue.empty():
-                return
+
+    def _next(self) -> tuple[list[Any], bool]:
+        """Return the next items, and whether the thread is to end after them."""
+        try:
+            first = self.dequeue(True)  # noqa: FBT003 - as the standard library calls it
+        except queue.Empty:
+            return [], self._stopping.is_set()
+        items = [first] if self.substituted() else [first, *self._drain(_STEP)]
+        return items, any(item is self._sentinel for item in items)
 
     def _drain(self, limit: int = sys.maxsize) -> list[Any]:
-        records: list[Any] = []
         if isinstance(self.queue, RecordQueue):
-            return [record for record in self.queue.drain(limit) if record is not self._sentinel]
+            return self.queue.drain(limit)
+        items: list[Any] = []
         with suppress(queue.Empty):
-            while len(records) < limit:
-                record = self.queue.get_nowait()
-                if record is not self._sentinel:
-                    records.append(record)
-        return records
+            while len(items) < limit:
+                items.append(self.queue.get_nowait())
+        return items
 
-    def _hand_over(self, records: list[Any]) -> None:
-        if not records:
-            return
+    def _hand_over(self, items: list[Any]) -> None:
+        records = [item for item in items if item is not self._sentinel]
+        try:
+            if self.substituted():
+                self._hand_over_singly(records)
+            elif records:
+                self._hand_over_together(records)
+        finally:
+            if (task_done := getattr(self.queue, "task_done", None)) is not None:
+                for _ in items:
+                    task_done()
+
+    def _hand_over_singly(self, records: list[Any]) -> None:
+        """Do what the standard library's listener does."""
+        for record in records:
+            try:
+                self.handle(record)
+            except Exception:
+                self.batching.handleError(record)
+
+    def _hand_over_together(self, records: list[Any]) -> None:
         for handler in self.handlers:
             level = handler.level if self.respect_handler_level else logging.NOTSET
+            alone: Iterable[Any] = records
             if isinstance(handler, BatchingAuditHandler):
-                handler.emit_all(records, level)
-                continue
-            for record in records:
+                taken = [record for record in records if handler.has_taken(record)]
+                handler.emit_all(taken, level)
+                if len(taken) == len(records):
+                    continue
+                alone = (record for record in records if not handler.has_taken(record))
+            for record in alone:
+                if isinstance(record, Entry):
+                    continue  # queued before this handler was there
                 try:
                     if record.levelno >= level:
                         handler.handle(record)
@@ -195,44 +284,70 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
     ``trail=``; or, as ``dictConfig`` of Python 3.12+ does, with a queue, and a listener that is set
     afterwards.
 
+    Subclasses may override what the standard library lets them: ``prepare``, ``enqueue``, ``emit``
+    and ``handle``, and ``dequeue``, ``prepare`` and ``handle`` of the listener. The event is then
+    made of the record that ``prepare`` returns, and is stored whatever becomes of the record after
+    that.
+
     Args:
-        queue: the queue of the third form; the others have their own.
+        queue: the queue of the third form; the others have their own. One of this process: what is
+            in it is not copied. It may be bounded.
         trail: the trail to feed.
         **options: options of a new trail.
 
     Raises:
-        ConfigurationError: an option is not allowed.
+        ConfigurationError: an option is not allowed, or there is none.
     """
 
     def __init__(
         self, queue: Any = None, *, trail: AuditTrail | None = None, **options: Any
     ) -> None:
         own = trail is not None or bool(options)
-        super().__init__(RecordQueue() if own or queue is None else queue)
+        _check_queue(queue, own=own)
+        super().__init__(RecordQueue() if own else queue)
         self._trail: AuditTrail | None = None
         self._listener: AuditQueueListener | None = None
-        self._emits_itself = type(self).emit is AuditQueueHandler.emit
         self._take_record: Callable[[logging.LogRecord], None] | None = None
         #: Takes a typed call over while the pipeline runs; see :class:`~.intake.Intake`.
         self.take_call: Callable[[Any, dict[str, Any]], bool] | None = None
+        self._own = own
+        self._emits_itself = not _overrides(self, _HANDLER_METHODS, "emit")
         if own:
             self._trail = AuditTrail(**options) if trail is None else trail
-            self.listener = AuditQueueListener(self.queue, BatchingAuditHandler(trail=self._trail))
+            self._attach(AuditQueueListener(self.queue, BatchingAuditHandler(trail=self._trail)))
 
     @property
     def listener(self) -> Any:
-        """The listener at the other end of the queue."""
+        """The listener at the other end of the queue.
+
+        It may be replaced by another one of the same queue and trail.
+
+        Raises:
+            ConfigurationError: it is none of ours, reads another queue, or feeds another trail.
+        """
         return self._listener
 
     @listener.setter
     def listener(self, listener: Any) -> None:
-        if listener is None or (self._trail is not None and self._listener is not None):
-            return  # dictConfig of 3.12+ brings a stock listener to a handler that has its own
+        if listener is self._listener:
+            return
+        stock = type(listener) is logging.handlers.QueueListener and not listener.handlers
+        if self._own and stock:
+            return  # dictConfig of 3.12+ brings it to a handler that has its own
         if not isinstance(listener, AuditQueueListener):
             allowed = "logbun_logging.AuditQueueListener"
             raise ConfigurationError("listener", type(listener).__name__, allowed)
+        if listener.queue is not self.queue:
+            raise ConfigurationError("listener", listener, "a listener of the handler's own queue")
+        if self._trail not in {None, listener.batching.trail}:
+            raise ConfigurationError("listener", listener, "a listener of the handler's own trail")
+        self._attach(listener)
+
+    def _attach(self, listener: AuditQueueListener) -> None:
+        before, self._listener = self._listener, listener
+        if before is not None:
+            before.stop()
         self._trail = listener.batching.trail
-        self._listener = listener
         self._trail.pipeline.add_source(self)
 
     @property
@@ -283,6 +398,13 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         else:
             _submit_to_open(self.trail, record)
 
+    def prepare(self, record: logging.LogRecord) -> Any:
+        """Return a copy of *record* for the handlers behind the queue; see :meth:`AuditRecord.of`.
+
+        The formatter plays no part in it: the message is the event's action.
+        """
+        return AuditRecord.of(record)
+
     # ── a pipeline's source ──
 
     def start(self) -> None:
@@ -291,18 +413,61 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         if listener is None or trail is None:
             return
         batching = listener.batching
+        batching.fed = self._substituted() or listener.substituted()
+        put = self.queue.put_nowait if isinstance(self.queue, RecordQueue) else self._put
         intake = make_intake(
             trail.pipeline,
-            self.queue.put_nowait,
-            whole_records=len(listener.handlers) > 1
+            self._put_apart if batching.fed else put,
+            copy=self._copy if batching.fed else AuditRecord.of,
+            whole_records=batching.fed
+            or len(listener.handlers) > 1
             or (listener.respect_handler_level and batching.level > logging.NOTSET),
             filters=batching.filters,
         )
         self._take_record = intake.record
         # A subclass that handles or emits in its own way wants to see the record.
-        if self._emits_itself and type(self).handle is AuditQueueHandler.handle:
+        if not _overrides(self, _HANDLER_METHODS, "emit", "handle"):
             self.take_call = intake.call
         listener.start()
+
+    def _substituted(self) -> bool:
+        return _overrides(self, _HANDLER_METHODS, "prepare", "enqueue")
+
+    def _copy(self, record: logging.LogRecord) -> AuditRecord:
+        """Return what a subclass's ``prepare`` makes of *record*, as an audit record."""
+        try:
+            prepared = self.prepare(record)
+        except Exception:
+            self.handleError(record)
+            return AuditRecord.of(record)
+        if isinstance(prepared, AuditRecord) and prepared is not record:
+            return prepared
+        copied = AuditRecord.of(prepared if isinstance(prepared, logging.LogRecord) else record)
+        copied.prepared = prepared
+        return copied
+
+    def _put(self, item: AuditRecord | Entry) -> None:
+        """Queue *item*; where a bounded queue is full, hand its event over at once."""
+        try:
+            self.queue.put_nowait(item)
+        except _REFUSED:
+            self._buffer(item)
+            if isinstance(item, AuditRecord) and len(self.listener.handlers) > 1:
+                self.handleError(item)  # the other handlers miss it, as in the standard library
+
+    def _put_apart(self, item: Any) -> None:
+        """Hand the event over at once, and queue the record in the subclass's way."""
+        self._buffer(item)
+        try:
+            self.enqueue(item if item.prepared is None else item.prepared)
+        except Exception:
+            self.handleError(item)
+
+    def _buffer(self, item: AuditRecord | Entry) -> None:
+        listener = self._listener
+        if listener is not None:
+            level = listener.batching.level if listener.respect_handler_level else logging.NOTSET
+            listener.batching.emit_all([item], level)
 
     def hurry(self) -> None:
         """Let the listener carry over now what is queued."""
@@ -337,6 +502,53 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         if self._trail is not None:
             self._trail.suspend()
         super().close()
+
+
+#: What subclasses may override, as it is here.
+_HANDLER_METHODS: Final[Mapping[str, Any]] = {
+    "handle": AuditQueueHandler.handle,
+    "emit": AuditQueueHandler.emit,
+    "prepare": AuditQueueHandler.prepare,
+    "enqueue": logging.handlers.QueueHandler.enqueue,
+}
+_LISTENER_METHODS: Final[Mapping[str, Any]] = {
+    "dequeue": AuditQueueListener.dequeue,
+    "prepare": logging.handlers.QueueListener.prepare,
+    "handle": AuditQueueListener.handle,
+}
+
+
+def _overrides(found: object, methods: Mapping[str, Any], *names: str) -> bool:
+    """Tell whether a subclass or a patch has another one of *methods*; of all, without names."""
+    return any(
+        getattr(getattr(found, name), "__func__", None) is not methods[name]
+        for name in names or methods
+    )
+
+
+def _check_queue(queue: Any, *, own: bool) -> None:
+    """Refuse a queue that would be ignored, that copies, or none at all.
+
+    Raises:
+        ConfigurationError: with what is allowed.
+    """
+    if own:
+        # dictConfig of 3.12+ brings a queue of its own where none is named.
+        if queue is not None and (type(queue) is not _StockQueue or queue.maxsize > 0):
+            raise ConfigurationError("queue", queue, "absent beside the options of a trail")
+        return
+    if queue is None:
+        allowed = "options of a trail (namespace, adapter, ...), trail=, or a queue and a listener"
+        raise ConfigurationError.missing("namespace", allowed)
+    packages = {kind.__module__.partition(".")[0] for kind in type(queue).__mro__}
+    if packages & _COPYING:
+        raise ConfigurationError(
+            "queue",
+            queue,
+            "a queue of this process (queue.Queue, queue.SimpleQueue); each process has a handler"
+            " and a trail of its own, and they may share a namespace",
+            problem="what it carries is copied, and a copy has no place in the WAL",
+        )
 
 
 def _submit_to_open(trail: AuditTrail, record: logging.LogRecord) -> None:

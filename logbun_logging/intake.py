@@ -14,25 +14,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from logbun_logging.context import current_context
 from logbun_logging.encoding import CALL_FIELDS
 from logbun_logging.event import Entry
 from logbun_logging.pipeline import Pipeline
-from logbun_logging.record import AuditRecord, own_attributes
+from logbun_logging.record import (
+    STANDARD_ATTRIBUTES,
+    AuditRecord,
+    message_of,
+    own_attributes,
+    trace_text,
+)
 from logbun_logging.values import cut_start, safe_str
 
 __all__ = ["Intake", "encode_record", "make_intake", "submit_unqueued"]
 
-#: What every record has, whoever logged it, and what formatters leave in it.
-_STANDARD: Final = frozenset(
-    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "exc_text"}
-)
-_KNOWN: Final = _STANDARD | CALL_FIELDS
-
-_formatter = logging.Formatter()
+_KNOWN: Final = STANDARD_ATTRIBUTES | CALL_FIELDS
 
 
 class Intake(NamedTuple):
@@ -52,16 +51,20 @@ def make_intake(
     pipeline: Pipeline,
     put: Callable[[AuditRecord | Entry], None],
     *,
+    copy: Callable[[logging.LogRecord], AuditRecord],
     whole_records: bool,
     filters: Sequence[Any],
 ) -> Intake:
     """Return the functions that take events over into *pipeline*.
 
-    What they queue is the encoded event alone, unless more of the record is wanted.
+    What they queue is the encoded event alone, unless more of the record is wanted: then it is a
+    copy that says what the caller's record says, made on the caller's thread.
 
     Args:
         pipeline: started, and not shut down while the functions are in use.
         put: puts something into the queue.
+        copy: returns what is queued of a record where more of it is wanted; the event is made of
+            that. Never raises.
         whole_records: the queue's other end reads more of a record than its event.
         filters: the filters at the queue's other end, which may change.
     """
@@ -69,6 +72,8 @@ def make_intake(
     admit = pipeline.buffers.admit
     append = pipeline.wal.append if pipeline.durable else None
     sync_each = pipeline.sync_each
+    namespace = pipeline.options.namespace
+    tenant_required = pipeline.options.require_tenant_id
     context = current_context
     now = time.time
     only_call_fields = CALL_FIELDS.issuperset
@@ -86,7 +91,7 @@ def make_intake(
             ) or pipeline.submit_otherwise(entry, verdict).queue:
                 put(entry)
         except BaseException:
-            pipeline.break_off(entry, put)
+            pipeline.break_off(entry)
             raise
         if sync_each:
             _sync(pipeline)
@@ -94,7 +99,15 @@ def make_intake(
 
     def take_record(record: logging.LogRecord) -> None:
         plain = type(record) is logging.LogRecord
-        if (
+        queued: AuditRecord | Entry
+        if whole_records or filters:
+            if isinstance(record, AuditRecord) and record.taken_by == namespace:
+                return  # it comes back from behind the queue
+            copied = copy(record)
+            copied.taken_by = namespace
+            entry = copied.entry = encode_record(pipeline, copied)
+            queued = copied
+        elif (
             plain
             and only_known(values := record.__dict__)
             and not record.args
@@ -102,14 +115,14 @@ def make_intake(
             and not record.exc_text
             and not record.stack_info
         ):
-            entry = encode(record.msg, values, None, context(), record.created)
+            queued = entry = encode(record.msg, values, None, context(), record.created)
         else:
-            entry = encode_record(pipeline, record)
-        queued: AuditRecord | Entry = entry
-        if whole_records or filters:
-            queued = _carry(record, entry)
-        elif not plain and isinstance(record, AuditRecord) and record.entry is None:
-            record.entry = entry
+            queued = entry = encode_record(pipeline, record)
+        if not plain and isinstance(record, AuditRecord):
+            if record.entry is None:
+                record.entry = entry
+            if tenant_required and entry.tenant_id is None:
+                record.safe = False  # it goes to the DLQ and never to the database
         submission = None
         try:
             verdict = admit(entry)
@@ -120,7 +133,7 @@ def make_intake(
                 if submission.queue:
                     put(queued)
         except BaseException:
-            pipeline.break_off(entry, put)
+            pipeline.break_off(entry)
             raise
         if submission is not None:
             _secure(pipeline, record, safe=submission.safe)
@@ -128,16 +141,6 @@ def make_intake(
             _secure(pipeline, record, safe=True)
 
     return Intake(take_record, take_call)
-
-
-def _carry(record: logging.LogRecord, entry: Entry) -> AuditRecord:
-    """Return an audit record that says what *record* says, and carries *entry*."""
-    if isinstance(record, AuditRecord) and record.entry is None:
-        carrier = record
-    else:
-        carrier = AuditRecord(record.name, record.levelno, record.msg, vars(record), record.created)
-    carrier.entry = entry
-    return carrier
 
 
 def submit_unqueued(pipeline: Pipeline, record: logging.LogRecord) -> None:
@@ -155,17 +158,18 @@ def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
     fields: Mapping[str, Any]
     if isinstance(record, AuditRecord):
         # What filters have set since the call counts like what was given with it.
-        added = _unknown(own_attributes(record), _STANDARD)
+        added = _unknown(own_attributes(record), STANDARD_ATTRIBUTES)
         fields = {**record.fields, **added} if added else record.fields
         extra = _unknown(fields, CALL_FIELDS)
         if record.unknown_action:
             pipeline.counters.add("unknown_action")
     else:
         fields = vars(record)
-        limit = pipeline.options.limits.max_string_bytes
-        extra = {**_unknown(fields, _KNOWN), **_traces(record, limit)}
+        extra = _unknown(fields, _KNOWN)
         if record.args:
-            action = _message(record)
+            action = message_of(record)
+    if not isinstance(record, AuditRecord) or record.complete:
+        extra = {**extra, **_traces(record, pipeline.options.limits.max_string_bytes)}
     return pipeline.encoder.encode(action, fields, extra or None, current_context(), record.created)
 
 
@@ -173,22 +177,12 @@ def _unknown(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]
     return {name: fields[name] for name in fields if name not in known}
 
 
-def _message(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage()
-    except Exception:  # arguments that do not fit: the raw message is better than none
-        return safe_str(record.msg)
-
-
 def _traces(record: logging.LogRecord, limit: int) -> dict[str, str]:
     traces: dict[str, str] = {}
-    with suppress(Exception):
-        if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
-            record.exc_text = _formatter.formatException(record.exc_info)
-    if record.exc_text:
-        traces["exc_info"] = cut_start(record.exc_text, limit)
+    if text := trace_text(record):
+        traces["exc_info"] = cut_start(safe_str(text), limit)
     if record.stack_info:
-        traces["stack_info"] = cut_start(record.stack_info, limit)
+        traces["stack_info"] = cut_start(safe_str(record.stack_info), limit)
     return traces
 
 

@@ -266,14 +266,14 @@ class Pipeline:
         self.counters.add("lost", -len(late))
         return late
 
-    def break_off(self, entry: Entry, put: Callable[[Entry], None]) -> None:
+    def break_off(self, entry: Entry) -> None:
         """Leave nothing half done for a call that a signal handler has ended by raising.
 
         What has been let in has to be settled, or ``flush`` would wait for it. Whether it has been
         queued is not known; the buffers take it once.
         """
         if entry.admitted:
-            put(entry)
+            self.buffer([entry])
         else:
             self.wal.acknowledge([entry])
 
@@ -337,7 +337,8 @@ class Pipeline:
     def add_source(self, source: Source) -> None:
         """Take up a queue and its listener."""
         with self._lifecycle:
-            self.sources.append(source)
+            if source not in self.sources:
+                self.sources.append(source)
             if self.started:
                 source.start()
 

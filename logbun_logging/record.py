@@ -10,11 +10,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from logbun_logging.event import AuditEvent, Entry, decode_event
+from logbun_logging.values import plain_text, safe_str
 
-__all__ = ["AuditRecord", "own_attributes"]
+__all__ = ["STANDARD_ATTRIBUTES", "AuditRecord", "message_of", "own_attributes", "trace_text"]
+
+#: What every record has, whoever logged it, and what formatters leave in it.
+STANDARD_ATTRIBUTES: Final = frozenset(
+    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "exc_text"}
+)
+
+_formatter = logging.Formatter()
 
 #: Reads an instance's real attribute dictionary, which AuditRecord hides behind a property.
 own_attributes: Final[Callable[[object], dict[str, Any]]] = vars(logging.LogRecord)[
@@ -33,7 +42,16 @@ class AuditRecord(logging.LogRecord):
         created: POSIX time of the call; now by default.
     """
 
-    __slots__ = ("awaited", "complete", "entry", "fields", "safe", "unknown_action")
+    __slots__ = (
+        "awaited",
+        "complete",
+        "entry",
+        "fields",
+        "prepared",
+        "safe",
+        "taken_by",
+        "unknown_action",
+    )
 
     #: What was given with the call.
     fields: Mapping[str, Any]
@@ -43,6 +61,10 @@ class AuditRecord(logging.LogRecord):
     awaited: list[Any] | None
     #: Every audit handler has it where it promises to keep it.
     safe: bool
+    #: The namespace whose trail has the event, in a copy for the handlers behind the queue.
+    taken_by: str | None
+    #: What a subclass of the handler has made of the record, to be queued in its place.
+    prepared: Any
     #: The action is not one of the logger's.
     unknown_action: bool
 
@@ -58,12 +80,45 @@ class AuditRecord(logging.LogRecord):
         self.entry = None
         self.awaited = None
         self.safe = True
+        self.taken_by = None
+        self.prepared = None
         self.unknown_action = False
         self.complete = False
         self.name = name
         self.levelno = level
         self.msg = action
         self.created = time.time() if created is None else created
+
+    @classmethod
+    def of(cls, record: logging.LogRecord) -> AuditRecord:
+        """Return a copy of *record* for other threads; never raises.
+
+        It is what ``QueueHandler.prepare`` of the standard library makes, but for the traceback and
+        the stack: they stay attributes of their own and do not join the message. A message that is
+        a mapping (structlog's) stays one.
+        """
+        attributes = dict(record.__dict__)
+        attributes["message"] = message_of(record)
+        if record.args:
+            attributes["msg"] = attributes["message"]
+        elif type(record.msg) is dict:
+            attributes["msg"] = dict(record.msg)
+        else:
+            attributes["msg"] = plain_text(record.msg)
+        attributes["args"] = None
+        attributes["exc_text"] = trace_text(record)
+        if isinstance(record, AuditRecord):
+            fields = record.fields
+        else:
+            names = attributes.keys() - STANDARD_ATTRIBUTES
+            fields = {name: attributes[name] for name in attributes if name in names}
+        copied = cls(record.name, record.levelno, attributes["msg"], fields, record.created)
+        copied.complete = True
+        own_attributes(copied).update(attributes)
+        if isinstance(record, AuditRecord):
+            copied.unknown_action = record.unknown_action
+            copied.taken_by = record.taken_by
+        return copied
 
     @property
     def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
@@ -76,7 +131,7 @@ class AuditRecord(logging.LogRecord):
             )
             moment = {
                 "created": self.created,
-                "msecs": self.created % 1 * 1000,
+                "msecs": self.created % 1 * 1000 // 1,  # whole, as the standard library has it
                 "relativeCreated": standard.relativeCreated
                 + (self.created - standard.created) * 1000,
             }
@@ -97,7 +152,8 @@ class AuditRecord(logging.LogRecord):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle what the record says; a place in the pipeline is not copied."""
-        return _restore, (dict(self.__dict__), dict(self.fields), self.entry and self.entry.payload)
+        payload = self.entry and self.entry.payload
+        return _restore, (dict(self.__dict__), dict(self.fields), payload, self.taken_by)
 
     @property
     def event(self) -> AuditEvent:
@@ -112,13 +168,33 @@ class AuditRecord(logging.LogRecord):
 
 
 def _restore(
-    attributes: dict[str, Any], fields: dict[str, Any], payload: bytes | None
+    attributes: dict[str, Any],
+    fields: dict[str, Any],
+    payload: bytes | None,
+    taken_by: str | None,
 ) -> AuditRecord:
     record = AuditRecord(
         attributes["name"], attributes["levelno"], attributes["msg"], fields, attributes["created"]
     )
     record.complete = True
+    record.taken_by = taken_by
     own_attributes(record).update(attributes)
     if payload is not None:
         record.entry = Entry(decode_event(payload).tenant_id, payload)
     return record
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """Return the message with its arguments; the raw message if they do not fit."""
+    try:
+        return record.getMessage()
+    except Exception:  # the raw message is better than none
+        return safe_str(record.msg)
+
+
+def trace_text(record: logging.LogRecord) -> str | None:
+    """Return the traceback of *record* as text, leaving the record as it is."""
+    with suppress(Exception):
+        if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
+            return _formatter.formatException(record.exc_info)
+    return record.exc_text

@@ -25,7 +25,16 @@ LOGGER_NAME: Final = "logbun_logging"
 _QUIET: Final = 10.0
 
 #: Counters that the application's threads raise, and that somebody should hear of.
-_WATCHED: Final = ("dropped", "lost", "wal_failures", "cut", "encode_failures", "unknown_action")
+_WATCHED: Final = (
+    "dropped",
+    "lost",
+    "wal_failures",
+    "cut",
+    "encode_failures",
+    "filter_failures",
+    "rendered",
+    "unknown_action",
+)
 
 _logger = logging.getLogger(LOGGER_NAME)
 

@@ -31,6 +31,8 @@ COUNTERS: Final = {
     "unknown_actor": "events that named no actor",
     "unknown_action": "events whose action is not in the logger's set",
     "encode_failures": "events of which only the action and the error could be kept",
+    "filter_failures": "filters behind the queue that raised; their records passed",
+    "rendered": "events whose action is a rendered JSON object: a structlog renderer came first",
     "insert_failures": "failed insert attempts",
     "pruned": "rows removed by retention",
     "retention_failures": "databases that a retention run could not prune",

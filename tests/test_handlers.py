@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import queue
 import sys
 import threading
 
@@ -169,14 +170,14 @@ def test_the_form_of_the_stdlib_works_and_starts_by_itself(configure, tmp_path, 
 
 def test_the_parts_can_be_put_together_by_hand(make_trail, make_logger):
     trail = make_trail()
-    handler = logbun_logging.AuditQueueHandler()
+    handler = logbun_logging.AuditQueueHandler(queue.Queue())
     handler.listener = AuditQueueListener(handler.queue, BatchingAuditHandler(trail=trail))
     make_logger(handler).info("a")
     assert actions("test") == ["a"]
 
 
 def test_a_listener_without_a_batching_handler_is_refused():
-    handler = logbun_logging.AuditQueueHandler()
+    handler = logbun_logging.AuditQueueHandler(queue.Queue())
     with pytest.raises(ConfigurationError, match="BatchingAuditHandler"):
         handler.listener = AuditQueueListener(handler.queue, logging.NullHandler())
     with pytest.raises(ConfigurationError, match="listener"):
@@ -351,7 +352,7 @@ def test_a_handler_that_raises_does_not_end_the_listener(tmp_path, make_trail, m
             raise RuntimeError("broken")
 
     trail = make_trail()
-    handler = logbun_logging.AuditQueueHandler()
+    handler = logbun_logging.AuditQueueHandler(queue.Queue())
     handler.listener = AuditQueueListener(
         handler.queue, Broken(), BatchingAuditHandler(trail=trail)
     )
@@ -375,7 +376,7 @@ def test_what_a_level_behind_the_queue_keeps_back_holds_nothing_up(make_trail, m
     trail = make_trail(mode="durable")
     batching = BatchingAuditHandler(trail=trail)
     batching.setLevel(logging.WARNING)
-    handler = logbun_logging.AuditQueueHandler()
+    handler = logbun_logging.AuditQueueHandler(queue.Queue())
     handler.listener = AuditQueueListener(handler.queue, batching, respect_handler_level=True)
     log = make_logger(handler)
     log.info("low")

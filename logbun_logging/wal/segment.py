@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from logbun_logging.event import Entry, decode_event
 
@@ -33,6 +33,9 @@ class AppendFile:
 
     def __init__(self, number: int) -> None:
         self.number = number
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a descriptor has one owner: a copy would close it, too")
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         try:
