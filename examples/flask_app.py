@@ -2,12 +2,13 @@
 
 gunicorn --workers 4 --threads 8 --pythonpath examples flask_app:app
 
-curl -X POST localhost:8000/courses/7 -H 'X-Tenant: acme' -H 'X-User: ann'
+curl -X POST localhost:8000/courses/7 -H 'Authorization: Bearer acme:ann'
 """
 
 from __future__ import annotations
 
 import logging.config
+from typing import Any
 
 from flask import Flask
 
@@ -30,12 +31,23 @@ logging.config.dictConfig(
 )
 audit_logger = logging.getLogger("audit")
 
+
+def claims(environ: dict[str, Any]) -> list[str | None]:
+    """Return tenant and user. Verify a real token here.
+
+    Both come from the token: a header of its own for the tenant would let any client write into
+    any tenant's trail.
+    """
+    tenant, _, user = environ.get("HTTP_AUTHORIZATION", "").removeprefix("Bearer ").partition(":")
+    return [tenant or None, user or None]
+
+
 app = Flask(__name__)
 app.wsgi_app = AuditWSGIMiddleware(
     app.wsgi_app,
     trusted_proxies=["127.0.0.1"],
-    get_tenant_id=lambda environ: environ.get("HTTP_X_TENANT"),
-    get_actor_id=lambda environ: environ.get("HTTP_X_USER"),  # what a gateway has authenticated
+    get_tenant_id=lambda environ: claims(environ)[0],
+    get_actor_id=lambda environ: claims(environ)[1],
 )
 
 

@@ -8,7 +8,8 @@ inside the view replace it long after the middlewares have run.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, cast
@@ -140,7 +141,7 @@ class _Actor:
 
     def __str__(self) -> str:
         # Loading a user may itself be audited: that call must not come here again.
-        with audit_context(actor_id=UNKNOWN_ACTOR):
+        with audit_context(actor_id=UNKNOWN_ACTOR), _unnoticed(self._request):
             return self._lookup(self._request) or UNKNOWN_ACTOR
 
 
@@ -168,7 +169,34 @@ def _load_user(request: Any) -> None:
     It is this object that is asked, not the session: it may come from a token, or a remote server.
     """
     if _has_lazy_user(request):
-        bool(request.user)
+        with _unnoticed(request):
+            bool(request.user)
+
+
+@contextmanager
+def _unnoticed(request: Any) -> Iterator[None]:
+    """Look at ``request.user`` without making the response depend on it.
+
+    Whoever reads the session makes Django send ``Vary: Cookie``, and then no cache serves the page
+    to others. The audit trail is not part of the page. A view that asks for the user afterwards
+    gets the one that is loaded, and that counts.
+    """
+    session: Any = getattr(request, "session", None)
+    if getattr(session, "accessed", True) or not _has_lazy_user(request):
+        yield
+        return
+    user = request.user
+    try:
+        yield
+    finally:
+        if session.accessed and request.user is user:
+            session.accessed = False
+            request.user = SimpleLazyObject(partial(_first_use, session, user))
+
+
+def _first_use(session: Any, user: Any) -> Any:
+    session.accessed = True
+    return user
 
 
 def _hold(response: Any) -> Any:

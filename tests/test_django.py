@@ -133,6 +133,14 @@ def urls():
         bind_audit_context(tenant_id="left behind", outcome="left behind")
         return JsonResponse({})
 
+    async def async_greeting(request):
+        before = context()
+        return JsonResponse([before["actor_id"], request.user.username], safe=False)
+
+    def greeting(request):
+        before = context()
+        return JsonResponse([before["actor_id"], request.user.username], safe=False)
+
     async def async_login(request):
         before = context()
         user = await aauthenticate(request, username="bob", password="secret")
@@ -161,6 +169,8 @@ def urls():
         path("sync", sync_view),
         path("async", async_view),
         path("forgetful", forgetful),
+        path("greeting", greeting),
+        path("async-greeting", async_greeting),
         path("sync-login", sync_login),
         path("async-login", async_login),
         path("api", api_view),
@@ -257,6 +267,21 @@ def test_a_request_without_audit_calls_does_not_load_the_user(ann, monkeypatch):
 
     assert visit_wsgi("/file", ann).status_code == 200
     assert loaded == []
+
+
+def varies(response):
+    return "cookie" in response.headers.get("vary", "").lower()
+
+
+@pytest.mark.parametrize("path", ["/sync", "/async", "/greeting", "/async-greeting"])
+@pytest.mark.parametrize("server", [visit_wsgi, lambda path, user: asyncio.run(visit(path, user))])
+def test_an_audit_call_does_not_make_a_page_depend_on_the_cookie(server, path, ann):
+    shows_the_user = "greeting" in path
+    response = server(path, ann)
+    assert varies(response) is shows_the_user
+    if shows_the_user:
+        assert response.json() == [str(ann.pk), "ann"]
+    assert varies(server(path, None)) is shows_the_user
 
 
 @both

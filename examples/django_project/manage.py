@@ -2,7 +2,7 @@
 
     python examples/django_project/manage.py runserver
 
-    curl -X POST localhost:8000/courses/7 -H 'X-Tenant: acme' -H 'X-User: ann'
+    curl -X POST localhost:8000/courses/7 -H 'Authorization: Bearer acme:ann'
 
 In production: ``gunicorn --workers 4 --pythonpath examples/django_project shop.wsgi``, or
 ``uvicorn --app-dir examples/django_project --no-proxy-headers shop.asgi:application``.

@@ -10,14 +10,19 @@ websockets; tasks and threads that the application starts get a copy of it from 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Final
 
 from logbun_logging.context import bind_audit_context, reset_audit_context
-from logbun_logging.middleware.client_ip import ClientIPRule, ForwardedHeader, TrustedProxies
+from logbun_logging.middleware.client_ip import (
+    UNREADABLE,
+    ClientIPRule,
+    ForwardedHeader,
+    TrustedProxies,
+)
 from logbun_logging.middleware.isolation import begin_request, end_request
 from logbun_logging.middleware.lookup import Lookup
-from logbun_logging.middleware.request import CGI_NAMES, request_fields
+from logbun_logging.middleware.request import cgi_name, headers_read, request_fields
 
 __all__ = ["AuditASGIMiddleware"]
 
@@ -25,6 +30,10 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+#: Lines of one header that are read: no chain of proxies writes more, and a client can send many.
+_MAX_LINES: Final = 64
 
 
 class AuditASGIMiddleware:
@@ -60,6 +69,7 @@ class AuditASGIMiddleware:
     ) -> None:
         self.app = app
         self._client_ip = ClientIPRule(trusted_proxies, forwarded_header=forwarded_header)
+        self._names = {name.encode(): cgi_name(name) for name in headers_read(self._client_ip)}
         self._tenant_id = (
             None
             if get_tenant_id is None
@@ -83,7 +93,9 @@ class AuditASGIMiddleware:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = scope.get("client")  # None for a unix socket
         fields = request_fields(
-            _cgi_headers(scope["headers"]), client[0] if client else None, self._client_ip
+            _cgi_headers(scope["headers"], self._names),
+            client[0] if client else None,
+            self._client_ip,
         )
         if self._tenant_id is not None:
             fields["tenant_id"] = await self._tenant_id.ask(scope)
@@ -96,12 +108,16 @@ class AuditASGIMiddleware:
             reset_audit_context(token)
 
 
-def _cgi_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def _cgi_headers(
+    headers: Iterable[tuple[bytes, bytes]], names: Mapping[bytes, str]
+) -> dict[str, str]:
     """Return the headers that are read; several lines of one become a list, as RFC 9110 has it."""
-    found: dict[str, str] = {}
+    lines: dict[str, list[bytes]] = {}
     for name, value in headers:
-        key = CGI_NAMES.get(name)
+        key = names.get(name)
         if key is not None:
-            text = value.decode("latin-1")
-            found[key] = f"{found[key]},{text}" if key in found else text
-    return found
+            lines.setdefault(key, []).append(value)
+    return {
+        key: b",".join(found).decode("latin-1") if len(found) <= _MAX_LINES else UNREADABLE
+        for key, found in lines.items()
+    }

@@ -20,6 +20,7 @@ from ipaddress import (
     IPv4Network,
     IPv6Address,
     IPv6Network,
+    collapse_addresses,
     ip_address,
     ip_network,
 )
@@ -27,7 +28,7 @@ from typing import Final, Literal
 
 from logbun_logging.errors import ConfigurationError
 
-__all__ = ["ClientIPRule", "ForwardedHeader", "TrustedProxies", "parse_address"]
+__all__ = ["UNREADABLE", "ClientIPRule", "ForwardedHeader", "TrustedProxies", "parse_address"]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -40,12 +41,25 @@ TrustedProxies = (
 #: The header that the trusted proxies write.
 ForwardedHeader = Literal["x-forwarded-for", "forwarded", "x-real-ip"]
 
-_HEADERS: Final = ("x-forwarded-for", "forwarded", "x-real-ip")
+_HEADERS: Final[tuple[ForwardedHeader, ...]] = ("x-forwarded-for", "forwarded", "x-real-ip")
 
 _ALLOWED: Final = (
     "a count of proxies (0 trusts nothing), an iterable of addresses, CIDR networks (not /0) and "
     "'unix', or 'first-forwarded'"
 )
+
+#: Longer headers are not read, in characters: no chain of proxies writes as much.
+_MAX_HEADER: Final = 16 * 1024
+
+#: Hops that are followed at most, where proxies are known by their networks.
+_MAX_HOPS: Final = 32
+
+#: Stands for a header that is too long to read. Its last hop is no address, so it names nobody. It
+#: is not taken for an absent one: that would leave another, forged header without contradiction.
+UNREADABLE: Final = ","
+
+#: How a dual-stack socket names an IPv4 peer (RFC 4291 section 2.5.5.2).
+_MAPPED: Final = IPv6Network("::ffff:0:0/96")
 
 #: The longest form of an address that is worth parsing: brackets, a mapped IPv4, a zone and a port.
 _MAX_NODE: Final = 100
@@ -76,7 +90,6 @@ def _parse(text: str) -> Address | None:
     except ValueError:
         return None
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        # How a dual-stack socket names an IPv4 peer (RFC 4291 section 2.5.5.2).
         return address.ipv4_mapped
     return address
 
@@ -139,6 +152,15 @@ class ClientIPRule:
         )
         self._is_proxy = lru_cache(maxsize=1024)(self._in_networks)
 
+    @property
+    def headers(self) -> tuple[ForwardedHeader, ...]:
+        """The headers that the rule reads."""
+        if self._trusts_nobody:
+            return ()
+        if self._believes_first:
+            return ("x-forwarded-for",)
+        return _HEADERS if self._header is None else (self._header,)
+
     def __call__(
         self, peer: str | None, forwarded_for: str = "", forwarded: str = "", real_ip: str = ""
     ) -> str | None:
@@ -153,7 +175,7 @@ class ClientIPRule:
         seen = _address(peer) if peer else None
         client = None
         if self._believes_first:
-            client = _address(forwarded_for.partition(",")[0])
+            client = _address(forwarded_for[: _MAX_NODE + 1].partition(",")[0])
         elif not self._trusts_nobody and self._trusts_peer(peer, seen):
             client = self._forwarded_client(forwarded_for, forwarded, real_ip)
         chosen = client or seen
@@ -172,6 +194,8 @@ class ClientIPRule:
             forwarded_for = forwarded_for if self._header == "x-forwarded-for" else ""
             forwarded = forwarded if self._header == "forwarded" else ""
             real_ip = real_ip if self._header == "x-real-ip" else ""
+        if max(len(forwarded_for), len(forwarded), len(real_ip)) > _MAX_HEADER:
+            return None
         routes = []
         if forwarded_for.strip():
             routes.append(self._route(map(_address, reversed(forwarded_for.split(",")))))
@@ -195,6 +219,8 @@ class ClientIPRule:
             route.append(hop)
             if len(route) == self._count or not (self._count or self._is_proxy(hop)):
                 return route
+            if len(route) == _MAX_HOPS and not self._count:
+                return [None]
         # The end of the list: with a count it is too short to be trusted; with networks everybody
         # in it is trusted, and so is what the first of them says of its peer.
         return [None] if self._count else route
@@ -216,11 +242,25 @@ def _parse_proxies(
             network = None if isinstance(proxy, int | bytes) else ip_network(proxy)
         except (TypeError, ValueError) as error:
             raise ConfigurationError("trusted_proxies", proxy, _ALLOWED) from error
-        # Trusting everybody is trusting what everybody claims.
-        if network is None or network.prefixlen == 0:
+        if network is None:
             raise ConfigurationError("trusted_proxies", proxy, _ALLOWED)
-        networks.append(network)
-    return tuple(networks), trusts_unix
+        networks.append(_unmapped(network))
+    merged: list[Network] = [
+        *collapse_addresses(one for one in networks if isinstance(one, IPv4Network)),
+        *collapse_addresses(one for one in networks if isinstance(one, IPv6Network)),
+    ]
+    # Trusting everybody is trusting what everybody claims.
+    if any(network.prefixlen == 0 for network in merged):
+        raise ConfigurationError("trusted_proxies", trusted_proxies, _ALLOWED)
+    return tuple(merged), trusts_unix
+
+
+def _unmapped(network: Network) -> Network:
+    """Return a network of mapped IPv4 addresses as what it is: addresses are unmapped, too."""
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        first = int(network.network_address) & 0xFFFFFFFF
+        return IPv4Network((first, network.prefixlen - _MAPPED.prefixlen))
+    return network
 
 
 def _parse_header(forwarded_header: ForwardedHeader | None) -> ForwardedHeader | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from contextvars import ContextVar, Token
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from logbun_logging.context import current_context, replace_audit_context, reset_audit_context
 
@@ -35,6 +35,14 @@ class _Request:
 
     def __init__(self, before: Mapping[str, str | None]) -> None:
         self.before = before
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return itself: whoever copies a scope copies the same request."""
+        return self
+
+    def __reduce__(self) -> tuple[type[Self], tuple[dict[str, str | None]]]:
+        """Pickle without the context: a request is served in one process."""
+        return type(self), ({},)
 
 
 class _Undo(NamedTuple):

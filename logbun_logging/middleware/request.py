@@ -16,17 +16,7 @@ from typing import Any, Final
 from logbun_logging.context import AuditContextFields
 from logbun_logging.middleware.client_ip import ClientIPRule
 
-__all__ = ["CGI_NAMES", "clean_user_agent", "request_fields", "request_id"]
-
-#: The headers that are read, by their names in ASGI.
-CGI_NAMES: Final = {
-    b"user-agent": "HTTP_USER_AGENT",
-    b"x-request-id": "HTTP_X_REQUEST_ID",
-    b"traceparent": "HTTP_TRACEPARENT",
-    b"x-forwarded-for": "HTTP_X_FORWARDED_FOR",
-    b"forwarded": "HTTP_FORWARDED",
-    b"x-real-ip": "HTTP_X_REAL_IP",
-}
+__all__ = ["cgi_name", "clean_user_agent", "headers_read", "request_fields", "request_id"]
 
 #: A longer user agent is cut, in bytes of UTF-8.
 MAX_USER_AGENT: Final = 512
@@ -39,6 +29,16 @@ _TRACEPARENT: Final = re.compile(
     r"(?!ff|00.{54})[0-9a-f]{2}"
     r"-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
 )
+
+
+def headers_read(client_ip: ClientIPRule) -> tuple[str, ...]:
+    """Return the names of the headers that :func:`request_fields` reads, in lower case."""
+    return ("user-agent", "x-request-id", "traceparent", *client_ip.headers)
+
+
+def cgi_name(header: str) -> str:
+    """Return the name that CGI has for a header."""
+    return "HTTP_" + header.upper().replace("-", "_")
 
 
 def request_fields(

@@ -10,10 +10,10 @@ is seen by anybody else and no unbinding can be missed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import Context, copy_context
-from typing import Any
+from contextvars import Context, Token, copy_context
+from typing import Any, Final
 
-from logbun_logging.context import bind_audit_context
+from logbun_logging.context import bind_audit_context, reset_audit_context
 from logbun_logging.middleware.client_ip import ClientIPRule, ForwardedHeader, TrustedProxies
 from logbun_logging.middleware.lookup import Lookup
 from logbun_logging.middleware.request import request_fields
@@ -23,6 +23,9 @@ __all__ = ["AuditWSGIMiddleware", "ContextIterator"]
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
 WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+#: In the environ where Flask's test client keeps contexts open after the request, see below.
+_PRESERVE: Final = "werkzeug.debug.preserve_context"
 
 
 class AuditWSGIMiddleware:
@@ -64,15 +67,30 @@ class AuditWSGIMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
+        if _PRESERVE in environ:
+            return self._serve_in_test(environ, start_response)
         context = copy_context()
         body = context.run(self._start, environ, start_response)
         file_wrapper = environ.get("wsgi.file_wrapper")
-        if type(body) in {list, tuple} or (
+        if (isinstance(body, list | tuple) and not hasattr(body, "close")) or (
             # PEP 3333: the server sends the file itself only if it gets its own wrapper back.
             isinstance(file_wrapper, type) and isinstance(body, file_wrapper)
         ):
             return body  # no code of the application is left to run
         return ContextIterator(body, context)
+
+    def _serve_in_test(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve a request of Flask's test client, in the test's own context.
+
+        In a ``with`` block the client closes the view's contexts later, in the test. Python allows
+        that only in the context in which they were opened.
+        """
+        before = bind_audit_context()
+        try:
+            return _Unbinding(self._start(environ, start_response), before)
+        except BaseException:
+            reset_audit_context(before)
+            raise
 
     def _start(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         fields = request_fields(environ, environ.get("REMOTE_ADDR"), self._client_ip)
@@ -105,3 +123,38 @@ class ContextIterator(Iterator[bytes]):
         close = getattr(self._body, "close", None)
         if close is not None:
             self._run(close)
+
+
+class _Unbinding(Iterator[bytes]):
+    """Iterates over a body, and resets the audit context at its end or when it is closed.
+
+    Args:
+        body: any iterable.
+        before: what :func:`~logbun_logging.bind_audit_context` returned before the request.
+    """
+
+    def __init__(self, body: Iterable[bytes], before: Token[Any]) -> None:
+        self._body = body
+        self._before: Token[Any] | None = before
+        self._steps = iter(body)
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._steps)
+        except BaseException:
+            self._unbind()
+            raise
+
+    def close(self) -> None:
+        """Close the body, and reset the context."""
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._unbind()
+
+    def _unbind(self) -> None:
+        before, self._before = self._before, None
+        if before is not None:
+            reset_audit_context(before)

@@ -43,9 +43,7 @@ def identity(number):
 def headers(number):
     said = identity(number)
     return {
-        "x-tenant": said["tenant_id"],
-        "x-user": said["actor_id"],
-        "authorization": f"Bearer {said['actor_id']}",
+        "authorization": f"Bearer {said['tenant_id']}:{said['actor_id']}",
         "x-forwarded-for": said["ip_address"],
         "user-agent": said["user_agent"],
         "x-request-id": said["request_id"],

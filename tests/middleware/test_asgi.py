@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
+import pickle
 import socket
 import threading
 
@@ -65,6 +67,33 @@ def test_the_context_holds_in_the_application_and_not_after_it(kind):
     run(app, {**SCOPE, "type": kind})
 
     assert app.seen == [BOUND] * 2
+
+
+@pytest.mark.parametrize(("lines", "address"), [(64, "198.51.100.7"), (65, "203.0.113.9")])
+def test_a_header_of_too_many_lines_is_not_believed(lines, address):
+    app = Recorder()
+    forged = [(b"x-forwarded-for", b"6.6.6.6")] * (lines - 1)
+    headers = [*forged, (b"x-forwarded-for", b"198.51.100.7")]
+
+    run(app, {**SCOPE, "headers": headers}, trusted_proxies=1)
+
+    assert app.seen == [{"ip_address": address}] * 2
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda scope: pickle.loads(pickle.dumps(scope))]
+)
+def test_an_application_may_copy_the_scope(duplicate):
+    copies = []
+
+    async def app(scope, receive, send):
+        copies.append(duplicate(scope))
+
+    with audit_context(tenant_id="around"):
+        asyncio.run(call(app))
+
+    (found,) = copies
+    assert {name: found[name] for name in SCOPE} == SCOPE
 
 
 def test_other_scopes_pass_through_untouched():

@@ -223,3 +223,53 @@ def test_a_huge_hostile_header_takes_no_time(piece):
     rule("10.0.0.1", header, header, header)
 
     assert time.process_time() - start < 0.5
+
+
+def test_a_header_that_is_too_long_makes_no_other_one_believed():
+    rule = ClientIPRule(1)
+    long = "203.0.113.9, " * 2000 + "203.0.113.9"
+
+    assert rule("10.0.0.1", "203.0.113.9") == "203.0.113.9"
+    assert rule("10.0.0.1", long) == "10.0.0.1"
+    assert rule("10.0.0.1", long, "for=6.6.6.6") == "10.0.0.1"
+
+
+def test_a_chain_of_trusted_hops_is_followed_only_so_far():
+    rule = ClientIPRule(["10.0.0.0/8"])
+
+    def chain(hops):
+        return ", ".join(["203.0.113.9", *(f"10.1.0.{number}" for number in range(hops))])
+
+    assert rule("10.0.0.1", chain(31)) == "203.0.113.9"
+    assert rule("10.0.0.1", chain(32)) == "10.0.0.1"
+
+
+@pytest.mark.parametrize("network", ["::ffff:10.0.0.0/104", "::ffff:10.0.0.1"])
+def test_a_network_of_mapped_addresses_is_the_ipv4_network(network):
+    rule = ClientIPRule([network])
+
+    assert rule("10.0.0.1", "203.0.113.9") == "203.0.113.9"
+    assert rule("::ffff:10.0.0.1", "203.0.113.9") == "203.0.113.9"
+    assert rule("198.51.100.7", "203.0.113.9") == "198.51.100.7"
+
+
+@pytest.mark.parametrize(
+    "networks", [["::ffff:0:0/96"], ["0.0.0.0/1", "128.0.0.0/1"], ["::/1", "8000::/1"]]
+)
+def test_networks_that_together_trust_everybody_are_refused(networks):
+    with pytest.raises(ConfigurationError, match=r"^trusted_proxies="):
+        ClientIPRule(networks)
+
+
+@pytest.mark.parametrize(
+    ("trusted_proxies", "header", "read"),
+    [
+        (0, None, ()),
+        (0, "forwarded", ()),
+        (1, None, ("x-forwarded-for", "forwarded", "x-real-ip")),
+        (["10.0.0.1"], "Forwarded", ("forwarded",)),
+        ("first-forwarded", None, ("x-forwarded-for",)),
+    ],
+)
+def test_a_rule_names_the_headers_that_it_reads(trusted_proxies, header, read):
+    assert ClientIPRule(trusted_proxies, forwarded_header=header).headers == read

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
 
+import flask
 import pytest
 
 from logbun_logging import audit_context, bind_audit_context, get_audit_context
@@ -52,6 +53,60 @@ def test_the_context_holds_in_the_application_and_not_after_it():
     assert app.seen == [BOUND]
     assert context() == {}
     body.close()
+
+
+def test_a_list_of_pieces_stays_a_list():
+    class Pieces(list):
+        """What some frameworks return."""
+
+    assert type(call(lambda environ, start_response: Pieces([b"1"]))) is Pieces
+
+
+def test_a_list_that_has_to_be_closed_is_closed_in_the_context():
+    closed = []
+
+    class Pieces(list):
+        def close(self):
+            closed.append(context())
+
+    call(lambda environ, start_response: Pieces([b"1"])).close()
+
+    assert closed == [BOUND]
+
+
+def test_the_test_client_of_flask_may_keep_a_request_open():
+    app = flask.Flask(__name__)
+
+    @app.get("/")
+    def stream():
+        def pieces():
+            yield flask.request.path
+            yield context()["request_id"]
+
+        return flask.stream_with_context(pieces())
+
+    app.wsgi_app = AuditWSGIMiddleware(app.wsgi_app)
+    with app.test_client() as client:
+        for number in ("r1", "r2"):
+            response = client.get("/", headers={"x-request-id": number})
+            assert response.text == f"/{number}"
+            assert flask.request.path == "/"  # what the block is for
+    assert context() == {}
+    assert not flask.has_request_context()
+
+
+def test_a_request_of_the_test_client_that_fails_leaves_nothing_bound():
+    app = flask.Flask(__name__)
+    app.testing = True
+    app.wsgi_app = AuditWSGIMiddleware(app.wsgi_app)
+
+    @app.get("/")
+    def fail():
+        raise RuntimeError("on purpose")
+
+    with app.test_client() as client, pytest.raises(RuntimeError, match="on purpose"):
+        client.get("/")
+    assert context() == {}
 
 
 def test_the_context_holds_in_each_step_of_the_body_and_not_between():

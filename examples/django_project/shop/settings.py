@@ -20,7 +20,7 @@ LOGBUN_AUDIT = {
     "get_tenant_id": "shop.tenants.tenant_of",
 }
 MIDDLEWARE = [
-    "shop.gateway.user_middleware",  # in its place: Django's SessionMiddleware and
+    "shop.tokens.user_middleware",  # in its place: Django's SessionMiddleware and
     "logbun_logging.django.AuditMiddleware",  # AuthenticationMiddleware, then ours
 ]
 

@@ -6,4 +6,4 @@ from django.http import HttpRequest
 
 
 def tenant_of(request: HttpRequest) -> str | None:
-    return request.headers.get("x-tenant")
+    return request.user.tenant
