@@ -194,13 +194,6 @@ class AuditQueueListener(logging.handlers.QueueListener):
         """
         return self.queue.get(block, _TEND if block else None)
 
-    def handle(self, record: Any) -> None:
-        """Prepare a record and give it to every handler whose level lets it pass."""
-        record = self.prepare(record)
-        for handler in self.handlers:
-            if not self.respect_handler_level or record.levelno >= handler.level:
-                handler.handle(record)
-
     def substituted(self) -> bool:
         """Tell whether a subclass or a patch carries records in its own way."""
         return _overrides(self, _LISTENER_METHODS)
@@ -304,9 +297,9 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
     ) -> None:
         own = trail is not None or bool(options)
         _check_queue(queue, own=own)
-        super().__init__(RecordQueue() if own else queue)
         self._trail: AuditTrail | None = None
         self._listener: AuditQueueListener | None = None
+        super().__init__(RecordQueue() if own else queue)
         self._take_record: Callable[[logging.LogRecord], None] | None = None
         #: Takes a typed call over while the pipeline runs; see :class:`~.intake.Intake`.
         self.take_call: Callable[[Any, dict[str, Any]], bool] | None = None
@@ -391,6 +384,8 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             return  # our own reports, if somebody audits the root logger
         take = self._take_record
         if take is None:
+            if self.trail.pipeline.closing:
+                self.trail.reopened()
             self.trail.pipeline.start()
             take = self._take_record
         if take is not None:
@@ -514,7 +509,7 @@ _HANDLER_METHODS: Final[Mapping[str, Any]] = {
 _LISTENER_METHODS: Final[Mapping[str, Any]] = {
     "dequeue": AuditQueueListener.dequeue,
     "prepare": logging.handlers.QueueListener.prepare,
-    "handle": AuditQueueListener.handle,
+    "handle": logging.handlers.QueueListener.handle,
 }
 
 

@@ -339,7 +339,7 @@ class Pipeline:
         with self._lifecycle:
             if source not in self.sources:
                 self.sources.append(source)
-            if self.started:
+            if self.started and not self.closing:
                 source.start()
 
     def _hurry(self) -> None:

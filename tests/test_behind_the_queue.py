@@ -483,3 +483,17 @@ def test_a_handler_that_its_own_listener_feeds_stores_each_event_once(put_togeth
     make_logger(handler).info("a")
     handler.listener.stop()
     assert actions(handler) == ["a"]
+
+
+def test_a_handler_of_a_trail_that_logging_has_closed_opens_it_again(make_trail, make_logger):
+    trail = make_trail()
+    make_logger(trail.handler).info("one")
+    trail.handler.close()
+    kept = Kept()
+    handler = AuditQueueHandler(queue.Queue())
+    handler.listener = AuditQueueListener(handler.queue, BatchingAuditHandler(trail=trail), kept)
+    make_logger(handler).info("two")
+    assert actions(handler) == ["one", "two"]
+    handler.listener.stop()
+    assert [record.msg for record in kept.records] == ["two"]
+    assert settled(handler)
