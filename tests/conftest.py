@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import logging
+import shutil
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +19,32 @@ _names = itertools.count()
 # Shells start background jobs with SIGINT ignored, and programs under test would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+#: What tests need beside the extra ``dev``, and how to find it.
+HEAVY = {
+    "chdb": lambda: importlib.util.find_spec("chdb"),
+    "libsql-client": lambda: importlib.util.find_spec("libsql_client"),
+    "libsql": lambda: importlib.util.find_spec("libsql"),
+    "litestar": lambda: importlib.util.find_spec("litestar"),
+    "uwsgi": lambda: shutil.which("uwsgi", path=str(Path(sys.executable).parent)),
+    "npm, for the libSQL server": lambda: shutil.which("npm"),
+    "PostgreSQL": lambda: any(Path("/usr/lib/postgresql").glob("*/bin/initdb")),
+    "strace": lambda: shutil.which("strace"),
+    "faketime": lambda: any(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")),
+}
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say at the end what was not tested, and how it would be."""
+    missing = [name for name, find in HEAVY.items() if not find()]
+    if missing:
+        terminalreporter.section("NOT TESTED: engines and servers are missing", red=True)
+        terminalreporter.line(", ".join(missing))
+        terminalreporter.line(
+            "Their tests were skipped. For all tests: pip install -e '.[dev-all]', and the Debian "
+            "packages postgresql, strace, faketime and npm."
+        )
 
 
 @pytest.fixture

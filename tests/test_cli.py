@@ -207,7 +207,7 @@ def test_following_shows_each_event_once_as_it_arrives(tmp_path, url):
 @pytest.mark.parametrize("command", [("query",), ("tail", "--no-follow"), ("prune", "--days", 1)])
 def test_a_misspelt_database_is_not_made(tmp_path, command):
     if importlib.util.find_spec("chdb") is None:
-        pytest.skip("chdb is missing: pip install chdb")
+        pytest.skip("chdb is missing: pip install -e '.[dev-all]'")
     for url in (f"chdb://{tmp_path}/typo", f"sqlite:///{tmp_path}/typo.db"):
         assert "no such database" in run(*command, url, status=1).stderr
     assert not [*tmp_path.iterdir()]

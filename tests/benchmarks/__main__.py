@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("importing", "calls", "threads", "throughput", "scaling", "reading")
+NAMES = ("importing", "idle", "calls", "threads", "throughput", "scaling", "reading")
 
 broken = [
     name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import platform
@@ -29,6 +30,14 @@ PORTS = range(12_000, 32_000)
 
 #: Asks no proxy for names that are this machine's own.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+_missing = [name for name in ("libsql_client", "libsql") if importlib.util.find_spec(name) is None]
+
+#: The mark of the modules that talk to the server.
+needs_drivers = pytest.mark.skipif(
+    bool(_missing), reason=f"{', '.join(_missing)} missing: pip install -e '.[dev-all]'"
+)
 
 
 class NoServerError(Exception):

@@ -12,7 +12,7 @@ from logbun_logging.adapters import ClickHouseAdapter
 from logbun_logging.adapters.clickhouse_sql import COLUMNS, Layout
 
 if importlib.util.find_spec("chdb") is None:
-    pytest.skip("chdb is missing: pip install chdb", allow_module_level=True)
+    pytest.skip("chdb is missing: pip install -e '.[dev-all]'", allow_module_level=True)
 
 CLUSTER = Layout(database="audit", cluster="main")
 SINGLE = Layout(database="audit")

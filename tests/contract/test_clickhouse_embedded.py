@@ -28,7 +28,7 @@ from logbun_logging.testing.contract import newest_first, read
 from tests.contract.clickhouse_older import OLDER_TABLES, make_older_table
 
 if importlib.util.find_spec("chdb") is None:
-    pytest.skip("chdb is missing: pip install chdb", allow_module_level=True)
+    pytest.skip("chdb is missing: pip install -e '.[dev-all]'", allow_module_level=True)
 
 NOW = datetime(2026, 6, 20, 12, tzinfo=UTC)
 

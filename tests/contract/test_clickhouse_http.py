@@ -23,7 +23,7 @@ from tests.contract.postgres import free_port
 from tests.contract.proxy import proxy_before
 
 if importlib.util.find_spec("chdb") is None:
-    pytest.skip("chdb is missing: pip install chdb", allow_module_level=True)
+    pytest.skip("chdb is missing: pip install -e '.[dev-all]'", allow_module_level=True)
 
 
 @pytest.fixture(scope="session")

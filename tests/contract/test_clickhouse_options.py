@@ -54,6 +54,7 @@ def test_a_mapping_may_name_the_parts(spec):
 
 
 def test_chdb_is_a_folder(tmp_path):
+    pytest.importorskip("chdb", reason="chdb is missing: pip install -e '.[dev-all]'")
     options = options_of(f"chdb://{tmp_path}/a%20b?database=audit")
     assert (options.path, options.database) == (tmp_path / "a b", "audit")
     assert options_of({"type": "clickhouse", "path": tmp_path}).path == tmp_path

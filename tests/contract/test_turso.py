@@ -12,6 +12,8 @@ from logbun_logging.testing import AdapterContract, ServerContract
 from tests.contract import sqld
 from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_row
 
+pytestmark = sqld.needs_drivers
+
 #: Well below what the contract waits for an answer.
 TIMEOUT = 3.0
 

@@ -22,6 +22,8 @@ from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_ro
 from tests.fakes import wait_until
 from tests.test_forking import in_a_child
 
+pytestmark = sqld.needs_drivers
+
 #: Retries that do not wait long, and scans that only come when they are asked for.
 QUICK = {"max_retries": 1, "base_delay": 0.01, "scan_interval": 3600.0, "first_scan": 3600.0}
 

@@ -10,7 +10,10 @@ import os
 import pytest
 
 from logbun_logging.adapters import TursoAdapter
+from tests.contract import sqld
 from tests.many_tenants import Tenants
+
+pytestmark = sqld.needs_drivers
 
 NAMESPACES = int(os.environ.get("LOGBUN_TEST_NAMESPACES", "200"))
 

@@ -11,6 +11,9 @@ import pytest
 from logbun_logging import AdapterUnavailableError, BatchTooLargeError, ConfigurationError
 from logbun_logging.adapters import TursoAdapter, create_adapter, turso
 from logbun_logging.testing import samples
+from tests.contract import sqld
+
+pytestmark = sqld.needs_drivers
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,11 @@ from logbun_logging import NotReadyError, PruneError
 from logbun_logging.adapters import TursoAdapter
 from logbun_logging.testing import samples
 from logbun_logging.testing.contract import logger_of, read
+from tests.contract import sqld
 from tests.contract.test_turso_faults import QUICK, WAYS, every_way
 from tests.fakes import wait_until
+
+pytestmark = sqld.needs_drivers
 
 TENANTS = 6
 
