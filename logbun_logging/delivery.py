@@ -230,6 +230,20 @@ class Delivery:
         """Inserts that were given up and have not returned."""
         return self._calls.hanging
 
+    @property
+    def shared(self) -> bool:
+        """One insert takes the batches of several tenants."""
+        return self._databases.shared
+
+    @property
+    def per_tenant(self) -> bool:
+        """Each tenant has a database of its own."""
+        return self._databases.per_tenant
+
+    def is_down(self, tenant_id: str | None) -> bool:
+        """Tell whether no call to the tenant's database would be let through now."""
+        return self._databases.breaker(tenant_id).wait_time() > 0
+
     def batch_size(self, tenant_id: str | None) -> int:
         """Return how many rows the tenant's database takes in one insert, as far as is known."""
         return self._databases.breaker(tenant_id).batch_size

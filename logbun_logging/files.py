@@ -20,9 +20,11 @@ from typing import BinaryIO, Final
 __all__ = [
     "PRIVATE_FILE",
     "make_folder",
+    "move",
     "open_locked",
     "open_regular",
     "remove_leftovers",
+    "replace_locked",
     "sync_folder",
     "try_lock",
     "unlock",
@@ -35,6 +37,9 @@ PRIVATE_FILE: Final = 0o600
 _PRIVATE_FOLDER: Final = 0o700
 
 _TEMPORARY: Final = ".tmp"
+
+#: What a file system answers that has no hard links.
+_NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def make_folder(path: Path) -> None:
@@ -103,20 +108,64 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full, say; nothing is left behind then.
     """
-    descriptor, temporary = _create_locked(path)
-    with os.fdopen(descriptor, "wb") as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.rename(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        finally:
-            unlock(file.fileno())
+    with _replacing(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
+        yield file
+    unlock(descriptor)
+    os.close(descriptor)
     sync_folder(path.parent)
+
+
+def replace_locked(path: Path, chunks: Iterable[bytes]) -> int:
+    """Write a file that takes the place of *path*; return its descriptor, which is still locked.
+
+    So the name stands for a locked file at any moment, if it did before. The folder is not synced.
+
+    Raises:
+        OSError: the disk is full, say; nothing is left behind then.
+    """
+    with _replacing(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
+        file.writelines(chunks)
+    return descriptor
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[int]:
+    descriptor, temporary = _create_locked(path)
+    try:
+        yield descriptor
+        os.fsync(descriptor)
+        temporary.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        unlock(descriptor)
+        os.close(descriptor)
+        raise
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file whose lock the caller has, never over another file.
+
+    A process that is killed meanwhile leaves both names for the one file; the next move takes the
+    first one away.
+
+    Raises:
+        FileExistsError: *target* is another file.
+        OSError: it cannot be renamed.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        if not os.path.samestat(source.lstat(), target.lstat()):
+            raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "already there", str(target)) from error
+        source.rename(target)
+        return
+    source.unlink()
 
 
 def _create_locked(path: Path) -> tuple[int, Path]:

@@ -23,6 +23,7 @@ from logbun_logging.adapters.factory import create_adapter
 from logbun_logging.batching import Admission, Buffers
 from logbun_logging.delivery import Delivery, TimedCalls
 from logbun_logging.dlq import DeadLetterQueue
+from logbun_logging.dlq_scan import DlqScanner
 from logbun_logging.encoding import EventEncoder
 from logbun_logging.errors import AdapterUnavailableError
 from logbun_logging.event import Entry
@@ -175,20 +176,29 @@ class Pipeline:
             counters=self.counters,
             reporter=self.reporter,
         )
+        stopping = threading.Event()
+        scanner = DlqScanner(
+            dlq=self.dlq,
+            delivery=self.delivery,
+            retry=options.retry,
+            tenant_required=options.require_tenant_id,
+            counters=self.counters,
+            reporter=self.reporter,
+            stopping=stopping,
+        )
         self.redelivery = Redelivery(
             folder=options.folder,
             buffers=self.buffers,
-            delivery=self.delivery,
             dlq=self.dlq,
+            scanner=scanner,
             wal=self.wal,
             retry=options.retry,
             bootstrap=self._bootstrap,
             healthy=lambda: self.opened.is_set() and self.databases.healthy(),
             tend=self._tend_alone,
-            independent=self.databases.per_tenant,
-            tenant_required=options.require_tenant_id,
             counters=self.counters,
             reporter=self.reporter,
+            stopping=stopping,
         )
         self.retention = Retention(
             folder=options.folder,

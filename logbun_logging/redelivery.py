@@ -16,12 +16,10 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-import msgspec
-
 from logbun_logging.batching import Buffers
-from logbun_logging.delivery import Delivery, Verdict
-from logbun_logging.dlq import Claim, DeadLetterQueue
-from logbun_logging.event import Entry, utc_now
+from logbun_logging.dlq import DeadLetterQueue
+from logbun_logging.dlq_scan import DlqScanner
+from logbun_logging.event import Entry
 from logbun_logging.files import remove_leftovers
 from logbun_logging.options import RetryOptions
 from logbun_logging.reporting import Reporter
@@ -49,17 +47,16 @@ class Redelivery:
     Args:
         folder: the namespace's folder.
         buffers: recovered events go the way of all others.
-        delivery: inserts dead-lettered batches.
-        dlq: where those are.
+        dlq: where dead letters are.
+        scanner: tries them.
         wal: our own log.
         retry: times and bounds of the scans.
         bootstrap: opens the database; returns whether it is open.
         healthy: tells whether the database takes events.
-        tenant_required: batches without a tenant are never delivered.
         counters: what happened.
         reporter: told of problems.
         tend: called at every look.
-        independent: each tenant has a database of its own.
+        stopping: set when the thread is to end.
         clock: monotonic seconds.
     """
 
@@ -68,36 +65,33 @@ class Redelivery:
         *,
         folder: Path,
         buffers: Buffers,
-        delivery: Delivery,
         dlq: DeadLetterQueue,
+        scanner: DlqScanner,
         wal: WalWriter,
         retry: RetryOptions,
         bootstrap: Callable[[], bool],
         healthy: Callable[[], bool],
-        tenant_required: bool,
         counters: Counters,
         reporter: Reporter,
         tend: Callable[[], None] = lambda: None,
-        independent: bool = False,
+        stopping: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._buffers = buffers
-        self._delivery = delivery
         self._dlq = dlq
+        self._scanner = scanner
         self._wal = wal
         self._retry = retry
         self._bootstrap = bootstrap
         self._healthy = healthy
-        self._independent = independent
-        self._tenant_required = tenant_required
         self._counters = counters
         self._reporter = reporter
         self._tend = tend
         self._clock = clock
         self._pass_lock = threading.Lock()
         self._wake = threading.Event()
-        self._stopping = threading.Event()
+        self._stopping = stopping
         self._scan_soon = False
         self._scanning = False
         self._adopted: list[AdoptedLog] = []
@@ -167,7 +161,7 @@ class Redelivery:
             return False
         try:
             self._recover()
-            self._scan()
+            self._scan(by_hand=True)
         finally:
             self._pass_lock.release()
             self._release()
@@ -294,101 +288,20 @@ class Redelivery:
 
     # ── the DLQ ──
 
-    def _scan(self) -> None:
-        """Try every dead-lettered batch once, oldest first, except of databases that are down.
-
-        Where all tenants share a database, one outage ends the scan. Where each has its own, it
-        ends it for that tenant: the start of a file's name is the same for his files and no
-        other's.
-        """
+    def _scan(self, *, by_hand: bool = False) -> int:
+        """Try the dead letters; never two scans at a time."""
         self._scanning, self._scan_soon = True, False
-        down: set[str] = set()
         try:
-            for claim in self._dlq.claims():
-                tenant_part = claim.name.rsplit("_", 2)[0]
-                if self._stopping.is_set():
-                    claim.put_back()
-                    return
-                if tenant_part in down:
-                    claim.put_back()
-                elif self._retry_file(claim) is None:
-                    if not self._independent:
-                        return
-                    down.add(tenant_part)
+            return self._scanner.scan(by_hand=by_hand)
         finally:
             self._scanning = False
 
     def retry(self, name: str | None = None) -> int:
-        """Try one dead-lettered batch, pending or dead, or all pending ones, now.
+        """Try one dead letter, pending or dead, or all pending ones, now.
 
         Returns how many events were inserted.
         """
-        if name is None:
-            before = self._counters["redelivered"]
-            with self._pass_lock:
-                self._scan()
-            return self._counters["redelivered"] - before
-        for state in ("pending", "dead"):
-            claim = self._dlq.claim(name, state)
-            if claim is not None:
-                return self._retry_file(claim) or 0
-        return 0
-
-    def _retry_file(self, claim: Claim) -> int | None:
-        """Try one file; return how many events were inserted, or None if the database is down.
-
-        A file that cannot be read or written just now stays as it is, and keeps no other from being
-        tried.
-        """
-        try:
-            return self._redeliver(claim)
-        except OSError as error:
-            self._reporter.report(
-                "redelivery_failed", file=claim.name, reason=f"{type(error).__name__}: {error}"
-            )
-            return 0
-        finally:
-            claim.put_back()
-
-    def _redeliver(self, claim: Claim) -> int | None:
-        envelope, payloads = claim.read()
-        if not payloads:
-            claim.done()
-            return 0
-        tenant = envelope.tenant_id
-        outage = False
-        if tenant is None and self._tenant_required:
-            rest, reason = payloads, "no tenant_id, and require_tenant_id is on"
-        else:
-            outcome = self._delivery.attempt([(tenant, payloads)])
-            if outcome.verdict is Verdict.OUTAGE:
-                self._reporter.report("redelivery_failed", tenant_id=tenant, reason=outcome.reason)
-                return None
-            stored = outcome.verdict is Verdict.STORED
-            left = [] if stored else self._delivery.bisect(tenant, payloads)
-            rest = [payload for payload, _ in left]
-            reason = left[-1][1].reason if left else ""
-            outage = any(found.verdict is Verdict.OUTAGE for _, found in left)
-        inserted = len(payloads) - len(rest)
-        self._counters.add("redelivered", inserted)
-        if not rest:
-            claim.done()
-            return inserted
-        attempts = envelope.attempts + (not outage)
-        dead = attempts >= self._retry.max_scan_attempts
-        failed = msgspec.structs.replace(
-            envelope, attempts=attempts, reason=reason[:2000], last_failed_at=utc_now()
-        )
-        claim.fail(failed, rest, dead=dead)
-        if dead:
-            self._counters.add("poisoned", len(rest))
-        self._reporter.report(
-            "poisoned" if dead else "redelivery_failed",
-            logging.ERROR if dead else logging.WARNING,
-            tenant_id=tenant,
-            events=len(rest),
-            attempts=attempts,
-            file=claim.name,
-            reason=reason,
-        )
-        return None if outage else inserted
+        if name is not None:
+            return self._scanner.retry(name)
+        with self._pass_lock:
+            return self._scan(by_hand=True)

@@ -224,7 +224,7 @@ def letters(tmp_path):
     pending = queue.put("t1", [encode_event(event(1)), encode_event(event(2))], "down")
     name = queue.put("t2", [encode_event(event(3, tenant_id="t2"))], "refused")
     claim = queue.claim(name, "pending")
-    claim.fail(*claim.read(), dead=True)
+    claim.fail(claim.envelope(), lambda _: True, dead=True)
     return folder, pending, name
 
 

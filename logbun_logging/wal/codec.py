@@ -83,5 +83,5 @@ def entry_of(payload: bytes, *, check: bool = False) -> Entry | None:
     """
     try:
         return Entry((decode_event if check else _decode_head)(payload).tenant_id, payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,7 @@ from logbun_logging.batching import Buffers
 from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.delivery import Delivery
 from logbun_logging.dlq import DeadLetterQueue
+from logbun_logging.dlq_scan import DlqScanner
 from logbun_logging.event import AuditEvent, Entry, encode_event, new_event_id, utc_now
 from logbun_logging.flushing import Flusher
 from logbun_logging.options import (
@@ -84,18 +86,28 @@ class Parts:
             reporter=reporter,
             rng=lambda: 0.5,
         )
+        stopping = threading.Event()
+        scanner = DlqScanner(
+            dlq=self.dlq,
+            delivery=self.delivery,
+            retry=retry,
+            tenant_required=False,
+            counters=self.counters,
+            reporter=reporter,
+            stopping=stopping,
+        )
         self.redelivery = Redelivery(
             folder=folder,
             buffers=self.buffers,
-            delivery=self.delivery,
             dlq=self.dlq,
+            scanner=scanner,
             wal=self.wal,
             retry=retry,
             bootstrap=lambda: True,
             healthy=lambda: True,
-            tenant_required=False,
             counters=self.counters,
             reporter=reporter,
+            stopping=stopping,
         )
         self.redelivery._stopping.wait = lambda _: self.make_room(clock)
         self.wal.open()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from logbun_logging import AuditLogger, BatchingAuditHandler
+from logbun_logging.dlq import Claim
 from logbun_logging.event import AuditEvent, encode_event, new_event_id, utc_now
 from logbun_logging.wal import adopt_abandoned, read_segment
 from logbun_logging.wal.codec import encode_line
@@ -173,15 +174,15 @@ def test_a_dlq_file_that_cannot_be_read_keeps_no_other_from_being_delivered(
     adapter = MemoryAdapter()
     trail = make_trail(adapter=adapter, retry=QUICK)
     names = [trail.dlq.put("t", payloads(1, number), "x") for number in range(3)]
-    real = Path.open
+    real = Claim.entries
 
-    def open_(self, *args, **keywords):
-        if self.name == names[0] + ".batch.processing":
+    def entries(self):
+        if self.name == names[0]:
             raise OSError(5, "EIO")
-        return real(self, *args, **keywords)
+        return real(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", open_)
+        patched.setattr(Claim, "entries", entries)
         assert trail.dlq.retry() == 2
     assert [(file.name, file.state) for file in trail.dlq.list()] == [(names[0], "pending")]
     assert trail.dlq.retry(names[0]) == 1
