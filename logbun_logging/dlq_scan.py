@@ -95,12 +95,13 @@ class DlqScanner:
     def scan(self, *, by_hand: bool = False) -> int:
         """Try the waiting files once, oldest first; return how many events were inserted.
 
-        Those whose outages may be their own fault come last. Never two scans at a time.
+        Those that are damaged, or whose outages may be their own fault, come last. Never two scans
+        at a time.
         """
         for name in self._dlq.irregular():
             self._reporter.report("redelivery_failed", file=name, reason="not a regular file")
         files = self._dlq.waiting()
-        files.sort(key=lambda file: file.name in self._suspects)
+        files.sort(key=lambda file: file.envelope is None or file.name in self._suspects)
         scan = _Scan(self._delivery, by_hand=by_hand)
         try:
             for file in files:
