@@ -164,7 +164,7 @@ class Buffers:
             if (
                 lane.admitted - lane.settled >= self._cap
                 or self.events >= self._max_events
-                or self.bytes + size > self._max_bytes
+                or (self.bytes + size > self._max_bytes and self.events)
             ):
                 verdict = self._admit_when_full(lane, size)
                 if verdict != "admitted":
@@ -190,18 +190,20 @@ class Buffers:
         if self._block and lane.queued >= self._cap:
             # A tenant that is still full after the wait is let in, and spilled.
             self._wait(lambda: lane.queued < self._cap, self._batching.block_timeout)
-        if self.events >= self._max_events or self.bytes + size > self._max_bytes:
+        if not self._has_room(size):
             return "drop" if self._drop else "full"
         return "admitted"
+
+    def _has_room(self, size: int) -> bool:
+        """Tell whether the total bounds let *size* bytes in; one event may be of any size."""
+        few = self.events < self._max_events
+        return few and (self.bytes + size <= self._max_bytes or not self.events)
 
     def wait_for_room(self, entry: Entry, timeout: float) -> bool:
         """Wait for room in the total bounds; for events that cannot be kept elsewhere."""
         size = len(entry.payload) + _OVERHEAD
         with self._lock:
-            return self._wait(
-                lambda: self.events < self._max_events and self.bytes + size <= self._max_bytes,
-                timeout,
-            )
+            return self._wait(lambda: self._has_room(size), timeout)
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         self._waiting += 1

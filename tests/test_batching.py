@@ -201,3 +201,16 @@ def test_the_end_takes_everything(clock):
     buffers.retry_later(lane, first, 1.0)
     buffers.close()
     assert buffers.take(None) is None
+
+
+def test_empty_memory_lets_one_event_of_any_size_in(clock):
+    buffers = make(clock, limits={"max_queued_bytes": 100_000})
+    large = Entry("t", b"x" * 300_000)
+    assert buffers.admit(large) == "admitted"
+    assert buffers.admit(Entry("t", b"x")) == "full"
+    buffers.put([large])
+    clock.now += 5
+    ((lane, entries),) = buffers.take(0)
+    buffers.settle(lane, entries)
+    assert buffers.admit(Entry("t", b"x")) == "admitted"
+    assert buffers.admit(Entry("t", b"x" * 300_000)) == "full"
