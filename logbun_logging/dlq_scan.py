@@ -238,6 +238,7 @@ class DlqScanner:
             outages=envelope.outages + (counts and outage),
             reason=(one.reason or envelope.reason)[:2000],
             last_failed_at=utc_timestamp(scan.began) if counts else envelope.last_failed_at,
+            tenant_required=envelope.tenant_required or one.tenant_missing,
         )
         # What looks like an outage is one row's fault: no other is given up with it.
         dead = counts and attempts >= self._retry.max_scan_attempts
