@@ -20,6 +20,7 @@ __all__ = [
     "QueryError",
     "RejectedEventsError",
     "TenantRequiredError",
+    "shown",
 ]
 
 
@@ -39,7 +40,7 @@ class ConfigurationError(LogbunError, ValueError):
         self.allowed = allowed
         self.problem = problem
         found = f"{problem}; " if problem else ""
-        given = _masked(f"{option}={_shown(value)}")
+        given = _masked(f"{option}={shown(value)}")
         super().__init__(f"{given}: {found}allowed is {allowed}")
 
     @classmethod
@@ -141,7 +142,7 @@ _SECRET: Final = re.compile(
 _LONGEST: Final = 200
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Return *value* for a message, which may get into logs and dead letters: without secrets."""
     try:
         text = repr(value)

@@ -18,9 +18,11 @@ __all__ = [
     "ACTION_AT",
     "FIELDS",
     "UNKNOWN_ACTOR",
+    "UNREADABLE",
     "AuditEvent",
     "Entry",
     "decode_event",
+    "decode_object",
     "encode_event",
     "new_event_id",
     "utc_now",
@@ -71,6 +73,9 @@ class AuditEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     content_hash: str | None = None
 
 
+#: The only key of an object that could not be read back; its value says why.
+UNREADABLE: Final = "[UNREADABLE]"
+
 #: The event's field names in column order.
 FIELDS: Final = AuditEvent.__struct_fields__
 
@@ -79,6 +84,23 @@ decode_event = msgspec.json.Decoder(AuditEvent).decode
 
 #: Where the action's text begins in an encoded event: ids and times are of one length.
 ACTION_AT: Final = encode_event(AuditEvent(" " * 36, " " * 27, "", "")).index(b'"action":"') + 10
+
+
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def decode_object(text: str | bytes | None) -> dict[str, Any] | None:
+    """Return the JSON object of a column; one that cannot be read as an object with a mark.
+
+    So one row that somebody else has written, or that is nested deeper than the stack has room for,
+    fails no page of others.
+    """
+    if text is None:
+        return None
+    try:
+        return _decode_object(text)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+        return {UNREADABLE: f"{type(error).__name__}: {error}"}
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from logbun_logging.errors import QueryError
+from logbun_logging.errors import QueryError, shown
 from logbun_logging.event import AuditEvent
 from logbun_logging.values import clean_text, plain_text
 
@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 MAX_LIMIT: Final = 1000
+
+#: Actions and prefixes in one query, together.
+MAX_ACTIONS: Final = 100
 
 
 class AllTenants:
@@ -105,21 +108,24 @@ def make_filters(
     """Normalise what a caller asks for.
 
     Raises:
-        QueryError: a date cannot be read, an action has a ``*`` before its end, or a value has the
-            wrong type.
+        QueryError: a date cannot be read, an action has a ``*`` before its end, there are more
+            than 100 of them, or a value has the wrong type.
     """
     exact: list[str] = []
     prefixes: list[str] = []
     if action is not None:
         if not isinstance(action, Iterable):
-            raise QueryError(f"action={action!r}: allowed are one or more strings, e.g. 'course.*'")
-        for item in [action] if isinstance(action, str) else action:
+            allowed = "one or more strings, e.g. 'course.*'"
+            raise QueryError(f"action={shown(action)}: allowed are {allowed}")
+        for number, item in enumerate([action] if isinstance(action, str) else action):
+            if number == MAX_ACTIONS:
+                raise QueryError(f"action: allowed are at most {MAX_ACTIONS} actions and prefixes")
             if not isinstance(item, str):
-                raise QueryError(f"action={item!r}: allowed are strings, e.g. 'course.*'")
+                raise QueryError(f"action={shown(item)}: allowed are strings, e.g. 'course.*'")
             text = clean_text(plain_text(item))
             if "*" in text[:-1]:
                 allowed = "whole actions, or a prefix with one '*' at its end, e.g. 'course.*'"
-                raise QueryError(f"action={item!r}: allowed are {allowed}")
+                raise QueryError(f"action={shown(item)}: allowed are {allowed}")
             if text.endswith("*"):
                 prefixes.append(text[:-1])
             else:
@@ -133,7 +139,7 @@ def make_filters(
         if value is None:
             continue
         if not isinstance(value, str):
-            raise QueryError(f"{name}={value!r}: allowed is a string")
+            raise QueryError(f"{name}={shown(value)}: allowed is a string")
         pairs.append((name, clean_text(plain_text(value))))
     return Filters(
         actions=tuple(dict.fromkeys(exact)),
@@ -147,7 +153,9 @@ def make_filters(
 def clamp_limit(limit: int) -> int:
     """Return *limit* within 1 and 1,000."""
     if not isinstance(limit, int) or isinstance(limit, bool):
-        raise QueryError(f"limit={limit!r}: allowed is a whole number; it is clamped to 1…1000")
+        raise QueryError(
+            f"limit={shown(limit)}: allowed is a whole number; it is clamped to 1…1000"
+        )
     return min(max(limit, 1), MAX_LIMIT)
 
 
@@ -166,7 +174,7 @@ def utc_text(name: str, value: str | datetime | None) -> str | None:
         moment = moment.astimezone(UTC)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         allowed = "an ISO 8601 string or a datetime, e.g. '2026-01-01T00:00:00Z'"
-        raise QueryError(f"{name}={value!r}: allowed is {allowed}") from error
+        raise QueryError(f"{name}={shown(value)}: allowed is {allowed}") from error
     return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
@@ -188,5 +196,6 @@ def decode_cursor(cursor: str | None) -> Cursor | None:
         place = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
         return msgspec.json.decode(place, type=tuple[str, str])
     except (ValueError, AttributeError, msgspec.MsgspecError) as error:
-        shown = repr(cursor)[:100]
-        raise QueryError(f"cursor={shown}: allowed is a next_cursor of this trail") from error
+        raise QueryError(
+            f"cursor={shown(cursor)}: allowed is a next_cursor of this trail"
+        ) from error

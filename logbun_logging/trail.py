@@ -25,6 +25,7 @@ from logbun_logging.errors import (
     PruneError,
     QueryError,
     TenantRequiredError,
+    shown,
 )
 from logbun_logging.event import AuditEvent, Entry
 from logbun_logging.options import TrailOptions, parse_options
@@ -226,8 +227,8 @@ class AuditTrail:
         """Return one page of events, newest first.
 
         Args:
-            tenant_id: whose events; None for those of no tenant, and only those. For every
-                tenant's, pass :data:`~logbun_logging.ALL_TENANTS`.
+            tenant_id: whose events; None for those of no tenant, and only those. An empty text is
+                an error. For every tenant's, pass :data:`~logbun_logging.ALL_TENANTS`.
             action: an action, several, or prefixes like ``"course.*"``.
             actor_id: who did it.
             entity_type: the kind of thing.
@@ -295,12 +296,17 @@ class AuditTrail:
         if isinstance(tenant_id, str) and tenant_id:
             return clean_tenant_id(plain_text(tenant_id), self.options.limits.max_string_bytes)
         if not (tenant_id is None or tenant_id == "" or isinstance(tenant_id, AllTenants)):
-            raise QueryError(f"tenant_id={tenant_id!r}: allowed is a string, None or ALL_TENANTS")
+            allowed = "a string, None or ALL_TENANTS"
+            raise QueryError(f"tenant_id={shown(tenant_id)}: allowed is {allowed}")
         if self.options.require_tenant_id:
             raise TenantRequiredError(
                 f"tenant_id={tenant_id!r}: require_tenant_id is on, so name a tenant"
             )
-        return tenant_id or None
+        if tenant_id == "":
+            # Most likely an id that is missing: not to be answered with what is nobody's.
+            allowed = "a tenant, or None for the events of no tenant"
+            raise QueryError(f"tenant_id='': allowed is {allowed}")
+        return tenant_id
 
     def _fetch(
         self, tenant_id: TenantScope, filters: Filters, pagination: Pagination

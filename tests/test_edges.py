@@ -112,6 +112,18 @@ def test_a_file_that_is_no_database_is_an_outage_and_no_fault_of_the_rows(tmp_pa
         SQLiteAdapter(tmp_path / "a.db").init()
 
 
+def test_an_adapter_that_nobody_would_await_is_refused(tmp_path):
+    class Awaited(MemoryAdapter):
+        async def bulk_insert(self, tenant_id, events):
+            return super().bulk_insert(tenant_id, events)
+
+        async def exists(self):
+            return True
+
+    with pytest.raises(ConfigurationError, match="bulk_insert, exists must not be async"):
+        AuditTrail(namespace="awaited", data_dir=tmp_path, adapter=Awaited())
+
+
 def test_an_adapter_that_is_not_open_says_so(tmp_path):
     adapter = SQLiteAdapter(tmp_path / "a.db")
     with pytest.raises(logbun_logging.AdapterUnavailableError, match="not open"):

@@ -149,6 +149,13 @@ def test_a_broken_handler_does_not_break_the_call(make_logger, caplog):
     [
         ("sqlite:///a.db?busy_timeout=soon", "busy_timeout"),
         ("sqlite:///a.db?colour=red", "adapter.colour='red'"),
+        ("sqlite:///acme.db#", "%23"),
+        ("sqlite:///acme.db#other", "%23"),
+        ("sqlite:///acme.db?", "%3F"),
+        ("sqlite:///acme.db?busy_timeout", "%3F"),
+        ("sqlite:///ac\nme.db", "control characters"),
+        ("sqlite:///ac%0Ame.db", "control characters"),
+        ("sqlite:///ac%00me.db", "control characters"),
         ({"url": "oracle://x"}, "type"),
     ],
 )

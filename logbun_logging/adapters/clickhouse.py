@@ -21,6 +21,7 @@ import msgspec
 from logbun_logging.adapters import clickhouse_json as json_lines
 from logbun_logging.adapters import clickhouse_sql as sql
 from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport, retention_limit
+from logbun_logging.adapters.cleartext import warn_of_cleartext
 from logbun_logging.adapters.clickhouse_client import Connections, Embedded, Server, translated
 from logbun_logging.adapters.clickhouse_options import parse_options
 from logbun_logging.adapters.clickhouse_prune import Pruning
@@ -107,6 +108,8 @@ class ClickHouseAdapter:
         if options.path is not None:
             self._connections = Embedded(options.path, settings=options.settings)
         else:
+            if options.password and not options.secure:
+                warn_of_cleartext(options.host, "use clickhouses:// or secure=True")
             login = {
                 "host": options.host,
                 "port": options.port,

@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from logbun_logging.errors import QueryError, RejectedEventsError
-from logbun_logging.event import FIELDS, AuditEvent
+from logbun_logging.event import FIELDS, AuditEvent, decode_object
 from logbun_logging.query import AllTenants, Filters, Pagination, TenantScope
 
 __all__ = [
@@ -77,7 +77,6 @@ _TENANT: Final = COLUMNS.index("tenant_id")
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.decode
 
 #: What a month's partition is called, e.g. ``202601``.
 _MONTH: Final = re.compile(r"\d{6}", re.ASCII)
@@ -278,8 +277,8 @@ def _column(name: str, values: Sequence[Any]) -> Sequence[Any]:
 
 
 def _from_row(row: Sequence[Any]) -> AuditEvent:
-    values = [
-        _decode(value) if value is not None and name in _JSON_COLUMNS else value
+    values: list[Any] = [
+        decode_object(value) if name in _JSON_COLUMNS else value
         for name, value in zip(COLUMNS, row, strict=True)
     ]
     values[_TIME] = _to_text(values[_TIME])

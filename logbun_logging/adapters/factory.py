@@ -6,6 +6,7 @@ No driver is imported before the adapter that needs it is made.
 from __future__ import annotations
 
 import inspect
+import unicodedata
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
@@ -37,6 +38,10 @@ _SCHEMES: Final = {
 }
 
 
+#: The methods that an adapter may have besides those that it must have.
+_OPTIONAL: Final = ("bulk_insert_many", "insert_encoded", "after_fork", "exists")
+
+
 def load_adapter_class(name: str) -> Any:
     """Import and return one of the adapter classes of this package."""
     return getattr(import_module(CLASSES[name]), name)
@@ -57,8 +62,20 @@ def create_adapter(spec: Any, option: str = "adapter") -> Adapter:
     if missing or isinstance(spec, type):
         allowed = f"a URL, a mapping with 'type', or an object with {', '.join(methods)}"
         raise ConfigurationError(option, spec, allowed)
+    waiting = [name for name in (*methods, *_OPTIONAL) if _is_async(getattr(spec, name, None))]
+    if waiting:
+        allowed = (
+            "an adapter whose methods are plain functions: nobody awaits what an 'async def' "
+            "returns, so nothing would be stored"
+        )
+        problem = f"{', '.join(waiting)} must not be async"
+        raise ConfigurationError(option, spec, allowed, problem=problem)
     adapter: Adapter = spec
     return adapter
+
+
+def _is_async(method: Any) -> bool:
+    return inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
 
 
 def _from_mapping(options: dict[str, Any], option: str) -> Adapter:
@@ -95,11 +112,19 @@ def _from_url(url: str, option: str) -> Adapter:
         return adapter
     from urllib.parse import parse_qsl, unquote, urlsplit  # noqa: PLC0415 - costs 10 ms
 
-    parts = urlsplit(url)
-    if parts.netloc:
-        allowed = "sqlite:///relative/path or sqlite:////absolute/path"
+    allowed = (
+        "sqlite:///relative/path or sqlite:////absolute/path, in which # and ? are written %23 and "
+        "%3F, and control characters have no place"
+    )
+    try:
+        parts = urlsplit(url)
+        options: dict[str, Any] = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+    except ValueError:
+        raise ConfigurationError(option, url, allowed) from None
+    # What would be dropped without a word makes one file of two names.
+    unprintable = any(unicodedata.category(character) == "Cc" for character in unquote(url))
+    if parts.netloc or "#" in url or url.endswith("?") or unprintable:
         raise ConfigurationError(option, url, allowed)
-    options: dict[str, Any] = dict(parse_qsl(parts.query))
     if "busy_timeout" in options:
         try:
             options["busy_timeout"] = float(options["busy_timeout"])

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from logbun_logging.errors import RejectedEventsError
-from logbun_logging.event import FIELDS, AuditEvent
+from logbun_logging.event import FIELDS, AuditEvent, decode_object
 from logbun_logging.query import AllTenants, Filters, Pagination, TenantScope
 
 __all__ = [
@@ -106,7 +106,6 @@ MAX_ROWS_PER_STATEMENT: Final = 500
 
 _JSON_COLUMNS: Final = frozenset({"old_values", "new_values", "metadata"})
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.decode
 _values = msgspec.structs.astuple
 
 #: An event whose objects stay the JSON text that they are.
@@ -182,8 +181,8 @@ def encoded_values(payloads: Sequence[bytes]) -> list[str | None]:
 
 def from_row(row: Sequence[Any]) -> AuditEvent:
     """Return the event of a row with :data:`COLUMNS` in order."""
-    values = [
-        _decode(value) if value is not None and name in _JSON_COLUMNS else value
+    values: list[Any] = [
+        decode_object(value) if name in _JSON_COLUMNS else value
         for name, value in zip(COLUMNS, row, strict=True)
     ]
     return AuditEvent(*values)
@@ -364,9 +363,9 @@ def _actions_below(
     return [row[0] for row in run(statement, parameters)]
 
 
-def _action_condition(filters: Filters) -> tuple[list[str], list[str]]:
+def _action_condition(filters: Filters) -> tuple[list[str], list[str | bytes]]:
     parts: list[str] = []
-    values: list[str] = []
+    values: list[str | bytes] = []
     if filters.actions:
         # The unary plus keeps the planner on the index by time, which ends at the first full page.
         parts.append("+action IN (" + ", ".join("?" * len(filters.actions)) + ")")
@@ -377,11 +376,14 @@ def _action_condition(filters: Filters) -> tuple[list[str], list[str]]:
     return ["(" + " OR ".join(parts) + ")"] if parts else [], values
 
 
-def _after_prefix(prefix: str) -> str:
-    """Return the smallest text that is greater than all with *prefix* (in order of code points)."""
+def _after_prefix(prefix: str) -> str | bytes:
+    """Return the smallest text that is greater than all with *prefix* (in order of code points).
+
+    Where there is none, it is an empty blob: SQLite sorts every blob after every text.
+    """
     for end in range(len(prefix) - 1, -1, -1):
         point = ord(prefix[end]) + 1
         point = 0xE000 if 0xD800 <= point < 0xE000 else point  # surrogates are not characters
         if point <= 0x10FFFF:
             return prefix[:end] + chr(point)
-    return "\U0010ffff"
+    return b""

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,10 +111,7 @@ class SQLiteAdapter:
         """Return one page; see :class:`~logbun_logging.adapters.base.Adapter`."""
         return self._read(
             lambda connection: sql.select_page(
-                lambda statement, values: connection.execute(statement, values).fetchall(),
-                tenant_id,
-                filters,
-                pagination,
+                partial(_fetch, connection), tenant_id, filters, pagination
             )
         )
 
@@ -198,6 +196,20 @@ class SQLiteAdapter:
                 raise
             # The base class itself says that the file is no database, or is damaged.
             raise AdapterUnavailableError(f"{self!r}: {error}") from error
+
+
+def _fetch(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+    """Return the rows of a statement, also where somebody has written text that is not UTF-8."""
+    try:
+        return connection.execute(statement, values).fetchall()
+    except sqlite3.OperationalError as error:
+        if "decode to UTF-8" not in str(error):
+            raise
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+    try:
+        return connection.execute(statement, values).fetchall()
+    finally:
+        connection.text_factory = str
 
 
 def _may_be_mended(error: sqlite3.DatabaseError) -> bool:

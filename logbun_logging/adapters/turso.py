@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from logbun_logging.adapters import sql, sql_prune
 from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport
+from logbun_logging.adapters.cleartext import warn_of_cleartext
 from logbun_logging.adapters.turso_drivers import (
     MAX_STATEMENT_BYTES,
     TOO_LARGE_BATCH,
@@ -91,6 +92,9 @@ class TursoAdapter:
         self.url, token = _parse_url(url)
         self._token = _only_token(token, auth_token)
         self._shown_to_server: str | None = None
+        host = urlsplit(self.url).hostname
+        if self._token is not None and host and self.url.startswith(("http:", "ws:")):
+            warn_of_cleartext(host, "use https:// or wss://")
         self.timeout = timeout
         self.driver = driver
         self._driver = _open_driver(driver, Endpoint(self.url, self._current_token))

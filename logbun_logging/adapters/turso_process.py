@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -31,6 +31,11 @@ from logbun_logging.adapters.turso_drivers import (
 from logbun_logging.adapters.turso_worker import HEADER, Answer, Request
 
 __all__ = ["ProcessDriver"]
+
+_PASSED_ON: Final = (
+    *("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Answer).decode
@@ -124,12 +129,17 @@ class ProcessDriver:
 
 def _start() -> subprocess.Popen[bytes]:
     child = subprocess.Popen(
-        [sys.executable, "-m", "logbun_logging.adapters.turso_worker"],
+        # -P: or the first place that it imports from would be the current folder.
+        [sys.executable, "-P", "-m", "logbun_logging.adapters.turso_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
         start_new_session=True,  # Ctrl-C is for the application, which has yet to deliver
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        # Where it imports from, and which certificates it trusts: no secret is its business.
+        env={
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+        },
     )
     for pipe in (child.stdin, child.stdout):
         os.set_blocking(pipe.fileno(), False)  # type: ignore[union-attr]

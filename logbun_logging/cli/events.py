@@ -269,7 +269,9 @@ def _scope(tenant: str | None, *, all_tenants: bool) -> TenantScope:
         if tenant is not None:
             raise QueryError("--tenant and --all-tenants: allowed is one of them")
         return ALL_TENANTS
-    return clean_tenant_id(tenant, LimitOptions().max_string_bytes) if tenant else None
+    if tenant == "":
+        raise QueryError("--tenant='': allowed is a tenant, or no --tenant for those of none")
+    return None if tenant is None else clean_tenant_id(tenant, LimitOptions().max_string_bytes)
 
 
 def _moment(option: str, text: str | None) -> str | None:

@@ -335,6 +335,15 @@ class AdapterContract:
 
     # ── queries ──
 
+    def test_a_prefix_may_end_in_the_last_character_of_all(self, adapter: Adapter) -> None:
+        last = "\U0010ffff"
+        events = [samples.encode(action) for action in (last, f"{last}{last}a", f"a{last}b", "b")]
+        self.store(adapter, events)
+        assert read(adapter, None, action=f"{last}*") == newest_first(events[:2])
+        assert read(adapter, action=f"{last}{last}*") == events[1:2]
+        assert read(adapter, None, action=f"a{last}*") == events[2:3]
+        assert read(adapter, None, entity_id="none", action=f"{last}*") == []
+
     @pytest.mark.parametrize("tenant", _TENANTS, ids=repr)
     def test_every_filter_finds_what_it_names_newest_first(
         self, adapter: Adapter, tenant: TenantScope

@@ -7,6 +7,9 @@ import pytest
 from logbun_logging import AuditTrail, ConfigurationError
 from logbun_logging.adapters import ClickHouseAdapter, create_adapter
 
+#: Most of these have a password for a host that is elsewhere; one test is about that.
+pytestmark = pytest.mark.filterwarnings("ignore:.*unencrypted")
+
 
 def options_of(spec):
     adapter = create_adapter(spec)
@@ -59,6 +62,26 @@ def test_chdb_is_a_folder(tmp_path):
     assert (options.path, options.database) == (tmp_path / "a b", "audit")
     assert options_of({"type": "clickhouse", "path": tmp_path}).path == tmp_path
     assert not options.async_insert  # there is nobody to collect inserts with
+
+
+@pytest.mark.parametrize(
+    ("given", "warns"),
+    [
+        ({"url": "clickhouse://me:secret@db/audit"}, True),
+        ({"host": "10.0.0.7", "password": "secret"}, True),
+        ({"host": "db"}, False),
+        ({"host": "db", "password": "secret", "secure": True}, False),
+        ({"host": "127.0.0.1", "password": "secret"}, False),
+        ({"host": "::1", "password": "secret"}, False),
+        ({"host": "db.localhost", "password": "secret"}, False),
+    ],
+)
+@pytest.mark.filterwarnings("default:.*unencrypted")
+def test_a_password_that_goes_over_a_network_in_clear_is_warned_of(given, warns, recwarn):
+    ClickHouseAdapter(**given)
+    texts = [str(warning.message) for warning in recwarn]
+    assert [("unencrypted: use clickhouses://" in text) for text in texts] == [True] * warns
+    assert not any("secret" in text for text in texts)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from logbun_logging import AdapterUnavailableError
 from logbun_logging.adapters import SQLiteAdapter, sql, sqlite_connections
 from logbun_logging.errors import BusyError
 from logbun_logging.testing import AdapterContract, samples
-from logbun_logging.testing.contract import read
+from logbun_logging.testing.contract import newest_first, read
 from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_row
 
 
@@ -377,6 +377,37 @@ def test_what_reads_older_tables_is_imported_only_where_there_is_one(tmp_path):
             text=True,
         )
         assert done.stdout.strip() == imported
+
+
+def deep_in_the_stack(call, frames=100):
+    """Return what *call* returns with *frames* more of the stack in use."""
+    return deep_in_the_stack(call, frames - 1) if frames else call()
+
+
+UNREADABLE_ROWS = {
+    "no JSON": b"{no JSON",
+    "no object": b"[1, 2]",
+    "no text": b'{"a": "\xff"}',
+    "nested": b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}",
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE_ROWS)
+def test_a_row_that_cannot_be_read_back_fails_no_page(tmp_path, name):
+    adapter = opened(tmp_path / "audit.db")
+    events = [samples.encode("a", metadata={"a": 1}) for _ in range(3)]
+    adapter.bulk_insert(None, events)
+    with closing(sqlite3.connect(adapter.path)) as database, database:
+        statement = "UPDATE audit_logs SET metadata = CAST(? AS TEXT) WHERE id = ?"
+        database.execute(statement, [UNREADABLE_ROWS[name], events[1].id])
+    found = deep_in_the_stack(lambda: read(adapter))
+    assert [event.id for event in found] == [event.id for event in newest_first(events)]
+    assert found[0].metadata == found[2].metadata == {"a": 1}
+    if name == "no text":
+        assert found[1].metadata == {"a": "\ufffd"}
+    elif name != "nested" or sys.version_info < (3, 12):  # where the stack is Python code's as well
+        assert [*found[1].metadata] == ["[UNREADABLE]"]
+    adapter.close()
 
 
 def test_the_file_says_its_version_and_the_table_what_its_columns_hold(tmp_path):

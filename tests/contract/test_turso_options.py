@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -67,6 +69,25 @@ def test_options_that_are_wrong_are_refused(option, value):
         TursoAdapter("libsql://h", **{option: value})
 
 
+@pytest.mark.parametrize(
+    ("url", "warns"),
+    [
+        *(("http://db:8080", True), ("ws://db", True), ("libsql://db?tls=0", True)),
+        *(("https://db", False), ("wss://db", False), ("libsql://db", False)),
+        *(("http://127.0.0.1:8080", False), ("file:audit.db", False)),
+    ],
+)
+@pytest.mark.filterwarnings("default:.*unencrypted")
+def test_a_token_that_goes_over_a_network_in_clear_is_warned_of(url, warns, recwarn):
+    TursoAdapter(url)
+    assert not recwarn
+    for token in ("s3cret", lambda: "s3cret"):
+        TursoAdapter(url, auth_token=token)
+    texts = [str(warning.message) for warning in recwarn]
+    assert all("go to db unencrypted" in text and "s3cret" not in text for text in texts)
+    assert bool(texts) == warns
+
+
 def test_a_token_is_given_once():
     with pytest.raises(ConfigurationError, match="given once") as caught:
         TursoAdapter("libsql://h?auth_token=s3cret", auth_token="s3cret")
@@ -106,8 +127,6 @@ def test_a_wrong_argument_in_a_mapping_shows_no_token():
 
 
 def test_importing_the_adapter_imports_no_driver():
-    import subprocess
-
     code = (
         "import sys; from logbun_logging.adapters import TursoAdapter; "
         "sys.exit(bool({'libsql', 'libsql_client', 'aiohttp'} & set(sys.modules)))"
@@ -176,6 +195,29 @@ def test_what_is_not_an_answer_of_the_database_is_an_outage(answering, status, b
         adapter.bulk_insert("t", [samples.encode("a", tenant_id="t")])
     assert "s3cret" not in str(caught.value)
     adapter.close()
+
+
+def test_the_child_imports_nothing_from_the_current_folder_and_has_no_secret(tmp_path):
+    (tmp_path / "msgspec.py").write_text(
+        "import os; open('ran', 'w').write(os.environ.get('TURSO_AUTH_TOKEN', ''))"
+    )
+    (tmp_path / "sitecustomize.py").write_text("open('ran', 'w').close()")
+    code = (
+        "import os, sys; sys.path[:] = [p for p in sys.path if p]\n"
+        "from logbun_logging.adapters import TursoAdapter\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        f"adapter = TursoAdapter('file:{tmp_path}/audit.db', driver='libsql')\n"
+        "adapter.init()\n"
+        "path = f'/proc/{adapter._driver._child.pid}/environ'\n"
+        "assert 's3cret' not in open(path).read()\n"
+        "adapter.close()\n"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": path, "TURSO_AUTH_TOKEN": "s3cret"}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_token_that_cannot_be_had_is_an_outage_without_a_secret():
