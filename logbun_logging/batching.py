@@ -2,11 +2,13 @@
 
 Everything that may wait in memory is counted here, from the moment the caller is let in until the
 event is in the database, the DLQ, or given up: the queue between handler and listener and batches
-in flight included. The invariant: for each tenant ``admitted - settled`` events are in memory, and
-they leave in the order in which they came.
+in flight included. The invariants: for each tenant ``admitted - settled`` events are in memory, and
+they leave in the order in which they came; an event leaves in the same step in which its fate is
+counted, so :meth:`Buffers.books` is right at every moment.
 
-Who calls what: ``admit`` the application's threads; ``put`` the listener; ``take``, ``settle`` and
-``retry_later`` the flush workers; ``overfull`` the spiller.
+Who calls what: ``admit`` the application's threads; ``readmit`` recovery; ``put`` the listener;
+``take``, ``settle``, ``settle_part`` and ``retry_later`` the flush workers; ``overfull`` the
+spiller. Whoever has taken entries owns them until one of these gives them back.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ import heapq
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal
 
+from logbun_logging.backpressure import CROWDED, RESERVED, SPACIOUS, Decision, Policy, decide
 from logbun_logging.event import Entry
+from logbun_logging.lane import Lane
 from logbun_logging.options import BatchingOptions, LimitOptions
+from logbun_logging.places import Places
+from logbun_logging.stats import Counters
 
-__all__ = ["Admission", "Buffers", "Lane", "Shipment"]
+__all__ = ["Admission", "Buffers", "Shipment"]
 
 #: What becomes of a call: admitted, refused because it is to be dropped, or no room in memory.
 Admission = Literal["admitted", "drop", "full"]
@@ -29,66 +35,15 @@ Admission = Literal["admitted", "drop", "full"]
 #: What an entry costs in memory beside its payload: objects, pointers, the record in the queue.
 _OVERHEAD: Final = 400
 
-#: A tenant whose turn has not come, or whose insert has not ended, for so many seconds, is held up.
-#: Until then a full buffer is a burst, and a burst is not an outage.
-_HELD_UP_AFTER: Final = 2.0
-
 #: How long the first due batch waits for company, in seconds: larger transactions cost less for
 #: each event, and a burst of calls need not share the GIL with its own delivery.
 _LINGER: Final = 0.02
 
+#: How often it is looked whether a tenant whose turn has come finds a place, in seconds.
+_LOOK: Final = 0.25
+
 #: More lanes than this are not kept for tenants that have nothing waiting.
 _IDLE_LANES: Final = 4096
-
-
-class Lane:
-    """One tenant's events in memory."""
-
-    __slots__ = (
-        "admitted",
-        "aging",
-        "attempt",
-        "busy",
-        "entries",
-        "first_at",
-        "in_flight",
-        "ready",
-        "retrying",
-        "settled",
-        "since",
-        "tenant_id",
-    )
-
-    def __init__(self, tenant_id: str | None) -> None:
-        self.tenant_id = tenant_id
-        self.entries: deque[Entry] = deque()
-        self.admitted = 0
-        self.settled = 0
-        self.busy = False  # a worker has a batch of it, or it waits to try that batch again
-        self.ready = False  # stands in the queue for a worker
-        self.aging = False  # stands in the queue for the flush interval
-        self.since = 0.0  # since when it is busy or ready
-        self.first_at = 0.0  # when the oldest buffered entry came
-        self.in_flight: list[Entry] = []  # the batch that a worker has
-        self.retrying: list[Entry] = []  # the batch that failed
-        self.attempt = 0  # how often that has been tried
-
-    @property
-    def queued(self) -> int:
-        """Events of this tenant in memory."""
-        return self.admitted - self.settled
-
-    def pop(self, count: int) -> list[Entry]:
-        """Take the oldest *count* entries out of the buffer."""
-        if count < len(self.entries):
-            return [self.entries.popleft() for _ in range(count)]
-        entries = list(self.entries)
-        self.entries.clear()
-        return entries
-
-    def held_up(self, now: float) -> bool:
-        """Tell whether the database does not keep up with this tenant."""
-        return self.attempt > 0 or ((self.busy or self.ready) and now - self.since > _HELD_UP_AFTER)
 
 
 #: What a worker takes: lanes, each with the entries of its batches, in order.
@@ -102,9 +57,11 @@ class Buffers:
         batching: triggers and bounds of one tenant.
         limits: bounds of all tenants together.
         many: a worker may take the lanes of several tenants at once.
-        crowding: near the total bounds, the tenants with the most are spilled; a durable trail
-            parks events in its WAL instead.
-        shipment_size: most events that a worker takes.
+        durable: the WAL has every event, so a tenant over its bound need not use up memory.
+        counters: what became of events.
+        places: who may call its database; of no use with *many*.
+        batch_size: returns the rows that the one database of *many* takes at once.
+        carried: events that were accepted before these buffers were made, and have left.
         hurry: called when a caller is about to wait: what is queued should come here now.
         clock: monotonic seconds.
     """
@@ -115,8 +72,11 @@ class Buffers:
         limits: LimitOptions,
         *,
         many: bool,
-        crowding: bool = True,
-        shipment_size: int = 5000,
+        durable: bool = False,
+        counters: Counters | None = None,
+        places: Places | None = None,
+        batch_size: Callable[[], int] = lambda: 5000,
+        carried: int = 0,
         hurry: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,33 +85,46 @@ class Buffers:
         self._cap = batching.max_queue_size
         self._max_events = limits.max_total_queued
         self._max_bytes = limits.max_queued_bytes
-        self._drop = batching.on_queue_full == "drop"
-        self._block = batching.on_queue_full == "block"
+        self._policy = Policy(durable, batching.on_queue_full)
         self._many = many
-        self._crowding = crowding
-        self._shipment_size = shipment_size if many else batching.max_size
+        self._counters = Counters() if counters is None else counters
+        self._places = Places() if places is None else places
+        self._batch_size = batch_size
         self._hurry = hurry
         self._clock = clock
         self._lock = threading.RLock()  # re-entrant: a signal handler may log
+        # The lock guards everything below.
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
         self._lanes: dict[str | None, Lane] = {}
         self._ready: deque[Lane] = deque()
+        self._doubtful: deque[Lane] = deque()  # ready, but it is not known that the database works
         self._aging: deque[tuple[float, Lane]] = deque()
         self._retries: list[tuple[float, int, Lane]] = []
         self._tie = 0
         self._flushing = 0
         self._waiting = 0
         self._closed = False
-        self._settled = 0
+        self._settled = carried
+        self._recovered = 0
         self.events = 0
         self.bytes = 0
 
-    @property
-    def admitted(self) -> int:
-        """Events that were let in, ever."""
+    def books(self) -> dict[str, Any]:
+        """Return all counters and what is in memory, of one moment."""
         with self._lock:
-            return self._settled + self.events
+            return {
+                **self._counters.snapshot(accepted=self.accepted),
+                "queued": self.events,
+                "queued_bytes": self.bytes,
+                "queued_by_tenant": self.depths(),
+            }
+
+    @property
+    def accepted(self) -> int:
+        """Events that were let in at the call, ever: recovered ones are not among them."""
+        with self._lock:
+            return self._settled + self.events - self._recovered
 
     # ── the application's threads ──
 
@@ -164,7 +137,7 @@ class Buffers:
             if (
                 lane.admitted - lane.settled >= self._cap
                 or self.events >= self._max_events
-                or (self.bytes + size > self._max_bytes and self.events)
+                or self.bytes + size > self._max_bytes
             ):
                 verdict = self._admit_when_full(lane, size)
                 if verdict != "admitted":
@@ -178,32 +151,61 @@ class Buffers:
             entry.admitted = True
         return "admitted"
 
+    def readmit(self, entry: Entry) -> Admission:
+        """Make room for an *entry* that was read back from a WAL, and count it as recovered."""
+        with self._lock:
+            verdict = self.admit(entry)
+            if verdict == "admitted":
+                self._recovered += 1
+                self._counters.add("recovered")
+        return verdict
+
     def would_wait(self, entry: Entry) -> bool:
         """Tell whether :meth:`admit` would wait until its tenant's events are delivered."""
         with self._lock:
             lane = self._lanes.get(entry.tenant_id)
-            return self._block and lane is not None and lane.queued >= self._cap
+            block = self._policy.on_queue_full == "block"
+            return block and lane is not None and lane.queued >= self._cap
 
     def _admit_when_full(self, lane: Lane, size: int) -> Admission:
-        if self._drop and lane.queued >= self._cap and lane.held_up(self._clock()):
-            return "drop"
-        if self._block and lane.queued >= self._cap:
+        decision = self._decide(lane, size)
+        if decision == "wait":
             # A tenant that is still full after the wait is let in, and spilled.
             self._wait(lambda: lane.queued < self._cap, self._batching.block_timeout)
-        if not self._has_room(size):
-            return "drop" if self._drop else "full"
-        return "admitted"
+            decision = self._decide(lane, size, waited=True)
+        return "admitted" if decision == "wait" else decision
 
-    def _has_room(self, size: int) -> bool:
-        """Tell whether the total bounds let *size* bytes in; one event may be of any size."""
-        few = self.events < self._max_events
-        return few and (self.bytes + size <= self._max_bytes or not self.events)
+    def _decide(self, lane: Lane, size: int, *, waited: bool = False) -> Decision:
+        return decide(
+            self._policy,
+            over=lane.queued >= self._cap,
+            held_up=lane.held_up(self._clock()),
+            used=self._used(size),
+            waited=waited,
+        )
 
-    def wait_for_room(self, entry: Entry, timeout: float) -> bool:
-        """Wait for room in the total bounds; for events that cannot be kept elsewhere."""
+    def _used(self, size: int) -> float:
+        """Return the part of memory that is in use with one more entry of *size*.
+
+        An entry that is alone has room, whatever its size: it would find none later either.
+        """
+        if not self.events:
+            return 0.0
+        return max((self.events + 1) / self._max_events, (self.bytes + size) / self._max_bytes)
+
+    def admit_later(self, entry: Entry, timeout: float) -> Admission:
+        """Wait for room in the total bounds and take it; for what cannot be kept elsewhere."""
         size = len(entry.payload) + _OVERHEAD
         with self._lock:
-            return self._wait(lambda: self._has_room(size), timeout)
+            self._wait(lambda: self._used(size) <= RESERVED, timeout)
+            if self._used(size) > 1:
+                return "full"
+            lane = self._lanes.setdefault(entry.tenant_id, Lane(entry.tenant_id))
+            lane.admitted += 1
+            self.events += 1
+            self.bytes += size
+            entry.admitted = True
+        return "admitted"
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         self._waiting += 1
@@ -228,6 +230,7 @@ class Buffers:
                     continue
                 entry.buffered = True
                 lane = self._lanes[entry.tenant_id]
+                lane.buffered += 1
                 buffer = lane.entries
                 if not buffer:
                     lane.first_at = now
@@ -235,16 +238,17 @@ class Buffers:
                 buffer.append(entry)
                 if len(buffer) >= self._trigger and not lane.ready and not lane.busy:
                     self._queue(lane, now)
-            if self._flushing or (not self._ready and self._above(0.5)):
+            if self._flushing or (not (self._ready or self._doubtful) and self._above(0.5)):
                 self._queue_all(now)  # many tenants with little each: none of it is due by itself
 
-    def discard(self, entries: Sequence[Entry]) -> None:
-        """Forget admitted entries that are not to be delivered."""
+    def discard(self, entries: Sequence[Entry], fate: str) -> None:
+        """Settle admitted entries that have not come into the buffer, and never will."""
         with self._lock:
             for entry in entries:
                 entry.buffered = True
-                self.settle(self._lanes[entry.tenant_id], [entry], free=False)
-            self._settled -= len(entries)
+                lane = self._lanes[entry.tenant_id]
+                lane.buffered += 1
+                self.settle(lane, [entry], {fate: 1}, free=False)
 
     def _age(self, lane: Lane) -> None:
         if not lane.aging:
@@ -256,7 +260,8 @@ class Buffers:
     def _queue(self, lane: Lane, now: float) -> None:
         lane.ready = True
         lane.since = now
-        self._ready.append(lane)
+        doubtful = not self._many and self._places.doubtful(lane.tenant_id)
+        (self._doubtful if doubtful else self._ready).append(lane)
         self._work.notify()
 
     def _queue_all(self, now: float) -> None:
@@ -294,67 +299,112 @@ class Buffers:
             deadline = None if timeout is None else self._clock() + timeout
             while True:
                 pause = self._queue_due()
+                queue = self._takeable()
                 linger = self._linger()
-                if self._ready and linger <= 0:
-                    break
-                if self._ready:
+                if queue and linger <= 0:
+                    shipment = self._ship(queue)
+                    if shipment:
+                        return shipment
+                    continue  # what was due has been spilled or given up meanwhile
+                if queue:
                     self._work.wait(linger)
                     continue
                 if self._closed:
                     return None
+                if self._ready or self._doubtful:
+                    pause = _LOOK if pause is None else min(pause, _LOOK)
                 if deadline is not None:
                     left = deadline - self._clock()
                     if left <= 0:
                         return []
                     pause = left if pause is None else min(pause, left)
                 self._work.wait(pause)
-            now = self._clock()
-            lanes = min(len(self._ready), self._shipment_size) if self._many else 1
-            share = max(self._batching.max_size, self._shipment_size // lanes)
-            shipment: Shipment = []
-            left = self._shipment_size
-            while self._ready and len(shipment) < lanes and left > 0:
-                lane = self._ready.popleft()
-                lane.ready, lane.busy, lane.since = False, True, now
-                entries, lane.retrying = lane.retrying, []
-                if not entries:
-                    count = min(len(lane.entries), share, left)
-                    entries = lane.pop(count)
-                    lane.first_at = now
-                lane.in_flight = entries
-                shipment.append((lane, entries))
-                left -= len(entries)
-            return shipment
+
+    def _takeable(self) -> deque[Lane] | None:
+        """Return the queue of due lanes of which one may be taken now."""
+        if self._many:
+            return self._ready or None
+        now = self._clock()
+        for queue in (self._ready, self._doubtful):
+            if queue and self._places.free(now, doubtful=queue is self._doubtful):
+                return queue
+        return None
+
+    def _ship(self, queue: deque[Lane]) -> Shipment:
+        """Take lanes out of *queue*, each with an equal share of what one insert takes."""
+        now = self._clock()
+        shipment: Shipment = []
+        largest = self._batching.max_size
+        size = max(largest, self._batch_size()) if self._many else largest
+        lanes = min(len(queue), size) if self._many else 1
+        share = max(largest, size // lanes)
+        left = size
+        while queue and len(shipment) < lanes and left > 0:
+            lane = queue.popleft()
+            lane.ready = False
+            entries = [*lane.retrying]  # a list of the taker's own, by which he is known
+            lane.retrying = []
+            if not entries:
+                lane.batch_at = lane.buffered - len(lane.entries)
+                entries = lane.pop(min(len(lane.entries), share, left))
+                lane.first_at = now
+            if not entries:
+                continue
+            lane.busy, lane.since, lane.in_flight = True, now, entries
+            if not self._many:
+                self._places.take(lane, now, doubtful=queue is self._doubtful)
+            shipment.append((lane, entries))
+            left -= len(entries)
+        return shipment
 
     def _linger(self) -> float:
         """Return the seconds that the due lanes should still wait for company."""
         if not self._ready or self._flushing or self._waiting or self._closed or not self._many:
             return 0.0
-        if self.events >= self._shipment_size:
+        if self.events >= self._batch_size():
             return 0.0
         return self._ready[0].since + _LINGER - self._clock()
 
-    def settle(self, lane: Lane, entries: Sequence[Entry], *, free: bool = True) -> None:
-        """Take *entries* off the books; with *free* the lane may be taken again.
+    def settle(
+        self, lane: Lane, entries: Sequence[Entry], fates: Mapping[str, int], *, free: bool = True
+    ) -> None:
+        """Take *entries* off the books and count their *fates*; with *free* the lane is done.
 
         A batch that was in flight when everything was given up is off the books already.
         """
-        if free and lane.in_flight is not entries:
-            return
         size = sum(len(entry.payload) for entry in entries) + _OVERHEAD * len(entries)
         with self._lock:
+            if free and lane.in_flight is not entries:
+                return
             lane.settled += len(entries)
             self._settled += len(entries)
             self.events -= len(entries)
             self.bytes -= size
+            self._counters.add_all(fates)
             if free:
                 self._free(lane)
             self._room.notify_all()
+
+    def settle_part(
+        self, lane: Lane, entries: list[Entry], kept: Sequence[Entry], fates: Mapping[str, int]
+    ) -> bool:
+        """Settle those *entries* in flight that are not *kept*, and take them out of the list.
+
+        Returns False if everything was given up meanwhile.
+        """
+        with self._lock:
+            if lane.in_flight is not entries:
+                return False
+            left = set(kept)
+            self.settle(lane, [entry for entry in entries if entry not in left], fates, free=False)
+            entries[:] = kept
+            return True
 
     def _free(self, lane: Lane) -> None:
         lane.busy = False
         lane.in_flight = []
         lane.attempt = 0
+        self._leave_place(lane)
         if lane.entries:
             now = self._clock()
             if (
@@ -368,24 +418,26 @@ class Buffers:
         elif lane.admitted == lane.settled and len(self._lanes) > _IDLE_LANES:
             del self._lanes[lane.tenant_id]
 
-    def retry_later(
-        self, lane: Lane, entries: list[Entry], delay: float, only: list[Entry] | None = None
-    ) -> None:
+    def _leave_place(self, lane: Lane) -> None:
+        self._places.release(lane)
+        if self._ready or self._doubtful:
+            self._work.notify()
+
+    def retry_later(self, lane: Lane, entries: list[Entry], delay: float) -> None:
         """Keep the lane's batch for another try after *delay* seconds; others go on meanwhile.
 
-        With *only* some of it are kept, and the others are settled. A batch that was in flight when
-        everything was given up is off the books already.
+        Does nothing for a batch that is not in flight, and so has been seen to.
         """
         with self._lock:
             if lane.in_flight is not entries:
                 return
-            if only is not None:
-                kept = set(only)
-                self.settle(lane, [entry for entry in entries if entry not in kept], free=False)
-            lane.retrying, lane.in_flight = entries if only is None else only, []
+            if not lane.attempt:
+                lane.failed_at = self._clock()
+            lane.retrying, lane.in_flight = entries, []
             lane.attempt += 1
             self._tie += 1
             heapq.heappush(self._retries, (self._clock() + delay, self._tie, lane))
+            self._leave_place(lane)
             self._work.notify()
 
     # ── the spiller ──
@@ -403,7 +455,7 @@ class Buffers:
                 for lane in self._lanes.values()
                 if lane.queued > self._cap and lane.entries and lane.held_up(now)
             ]
-            if self._crowding and self.crowded():
+            if not self._policy.durable and self.crowded():
                 lanes = sorted(self._lanes.values(), key=lambda lane: -len(lane.entries))
                 target = self.events // 4
                 for lane in lanes:
@@ -424,11 +476,11 @@ class Buffers:
 
     def crowded(self) -> bool:
         """Tell whether memory is nearly used up."""
-        return self._above(0.9)
+        return self._above(CROWDED)
 
     def spacious(self) -> bool:
         """Tell whether there is room for what a WAL has: live events need the last fifth."""
-        return not self._above(0.8)
+        return not self._above(SPACIOUS)
 
     def _above(self, part: float) -> bool:
         return self.events > part * self._max_events or self.bytes > part * self._max_bytes
@@ -440,8 +492,9 @@ class Buffers:
         with self._lock:
             targets = [(lane, lane.admitted) for lane in self._lanes.values() if lane.queued]
 
+            # Not how many have left since: the spiller takes newer ones before older ones.
             def settled() -> bool:
-                while targets and targets[-1][0].settled >= targets[-1][1]:
+                while targets and targets[-1][0].oldest >= targets[-1][1]:
                     targets.pop()
                 return not targets
 

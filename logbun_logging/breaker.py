@@ -149,6 +149,11 @@ class CircuitBreaker:
             self.proven = True
             return was_open
 
+    def reached(self) -> None:
+        """Note that a call has reached the database, for whatever it was made."""
+        with self._lock:
+            self.proven = self._outages < self._threshold
+
     def failed(self, *, hung: bool = False) -> bool:
         """Count an outage; return True if that opened it. A call that has *hung* opens it."""
         with self._lock:

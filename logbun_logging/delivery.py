@@ -26,6 +26,7 @@ from logbun_logging.errors import (
     BatchTooLargeError,
     BusyError,
     ConfigurationError,
+    NoAnswerError,
     RejectedEventsError,
 )
 from logbun_logging.event import decode_event
@@ -58,10 +59,6 @@ class Outcome(msgspec.Struct, frozen=True):
 def is_outage(error: BaseException) -> bool:
     """Tell whether *error* speaks of the connection rather than of the rows."""
     return isinstance(error, AdapterUnavailableError | ConfigurationError | OSError | TimeoutError)
-
-
-class _HungError(AdapterUnavailableError):
-    """A call did not return in time, and goes on."""
 
 
 class TimedCalls:
@@ -103,7 +100,7 @@ class TimedCalls:
 
         Raises:
             BusyError: too many calls hang already.
-            AdapterUnavailableError: it did not return within *timeout* seconds.
+            NoAnswerError: it did not return within *timeout* seconds.
         """
         with self._lock:
             if self._hanging[database] >= _MAX_HANGING_EACH:
@@ -121,7 +118,7 @@ class TimedCalls:
                 if not result.done.is_set():
                     result.abandoned = True
                     self._hanging[database] += 1
-                    raise _HungError(f"no answer within insert_timeout={timeout:g} s")
+                    raise NoAnswerError(f"no answer within insert_timeout={timeout:g} s")
         self._idle.put(runner)
         return result.get()
 
@@ -210,6 +207,7 @@ class Delivery:
         counters: told of what was inserted and what failed.
         timeout: seconds for one insert.
         recovered: called when a database that was down takes events again.
+        most_hanging: with more calls that hang, only databases that answered last are called.
     """
 
     def __init__(
@@ -218,11 +216,13 @@ class Delivery:
         counters: Counters,
         timeout: float,
         recovered: Callable[[], None],
+        most_hanging: int = _MAX_HANGING,
     ) -> None:
         self._databases = databases
         self._counters = counters
         self._timeout = timeout
         self._recovered = recovered
+        self._most_hanging = most_hanging
         self._calls = TimedCalls("logbun-insert")
 
     @property
@@ -271,10 +271,8 @@ class Delivery:
         tenant_id = batches[0][0]
         rows = sum(len(payloads) for _, payloads in batches)
         breaker = self._databases.breaker(tenant_id)
-        reason = _misdirected(batches)
-        if reason:
-            self._counters.add("insert_failures")
-            return Outcome(Verdict.REFUSED, reason)
+        if not breaker.proven and self.hanging >= self._most_hanging:
+            return Outcome(Verdict.OUTAGE, f"{self._most_hanging} calls to databases hang already")
         if not breaker.allow():
             return Outcome(Verdict.OUTAGE, "the database is down")
         try:
@@ -289,7 +287,6 @@ class Delivery:
             self._counters.add("insert_failures")
             return Outcome(Verdict.FAILED, _not_stored(stored))
         breaker.stored(rows)
-        self._counters.add("inserted", rows)
         return Outcome(Verdict.STORED)
 
     def _failure(
@@ -300,7 +297,7 @@ class Delivery:
             return Outcome(Verdict.REFUSED, _text(error))
         if is_outage(error):
             if not isinstance(error, BusyError):
-                breaker.failed(hung=isinstance(error, _HungError))
+                breaker.failed(hung=isinstance(error, NoAnswerError))
                 if not suspect:
                     breaker.too_large(rows, sure=False)
             return Outcome(Verdict.OUTAGE, _text(error))
@@ -383,29 +380,6 @@ def _call(target: Target, batches: Sequence[EncodedBatch]) -> Any:
         return adapter.bulk_insert_many(decoded)
     ((tenant_id, events),) = decoded
     return adapter.bulk_insert(tenant_id, events)
-
-
-class _Owner(msgspec.Struct):
-    tenant_id: str | None = None
-
-
-_owner_of = msgspec.json.Decoder(_Owner).decode
-
-
-def _misdirected(batches: Sequence[EncodedBatch]) -> str:
-    """Say which event is not of its batch's tenant, whatever has made it so; "" if none is.
-
-    It must not get into that tenant's database, nor, in a shared one, among the other's rows.
-    """
-    try:
-        for tenant_id, payloads in batches:
-            for payload in payloads:
-                owner = _owner_of(payload).tenant_id
-                if owner != tenant_id:
-                    return f"an event of tenant {owner!r} in a batch of tenant {tenant_id!r}"
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        return f"not an event: {error}"
-    return ""
 
 
 def _not_stored(answer: Any) -> str:

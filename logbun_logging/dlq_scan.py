@@ -95,13 +95,12 @@ class DlqScanner:
     def scan(self, *, by_hand: bool = False) -> int:
         """Try the waiting files once, oldest first; return how many events were inserted.
 
-        Those that are damaged, or whose outages may be their own fault, come last. Never two scans
-        at a time.
+        Those whose outages may be their own fault come last. Never two scans at a time.
         """
         for name in self._dlq.irregular():
             self._reporter.report("redelivery_failed", file=name, reason="not a regular file")
         files = self._dlq.waiting()
-        files.sort(key=lambda file: file.envelope is None or file.name in self._suspects)
+        files.sort(key=lambda file: file.name in self._suspects)
         scan = _Scan(self._delivery, by_hand=by_hand)
         try:
             for file in files:
@@ -154,7 +153,8 @@ class DlqScanner:
             if self._may_be_tried(one.envelope, scan):  # it may have changed since it was listed
                 one.run()
                 scan.inserted += one.inserted
-                self._counters.add("redelivered", one.inserted)
+                found = one.inserted
+                self._counters.add_all({"inserted": found, "redelivered": found})
                 scan.unclear.append(one)
             else:
                 claim.put_back()
@@ -238,7 +238,6 @@ class DlqScanner:
             outages=envelope.outages + (counts and outage),
             reason=(one.reason or envelope.reason)[:2000],
             last_failed_at=utc_timestamp(scan.began) if counts else envelope.last_failed_at,
-            tenant_required=envelope.tenant_required or one.tenant_missing,
         )
         # What looks like an outage is one row's fault: no other is given up with it.
         dead = counts and attempts >= self._retry.max_scan_attempts

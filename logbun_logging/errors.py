@@ -15,6 +15,7 @@ __all__ = [
     "BusyError",
     "ConfigurationError",
     "LogbunError",
+    "NoAnswerError",
     "NotReadyError",
     "PruneError",
     "QueryError",
@@ -116,6 +117,13 @@ class BusyError(AdapterUnavailableError):
     """The database is well, but others have it: try again soon.
 
     An outage that says nothing against the database, so it does not open the circuit.
+    """
+
+
+class NoAnswerError(AdapterUnavailableError):
+    """A call did not return in time, and may go on: no second one should hang beside it.
+
+    It opens the circuit at once.
     """
 
 

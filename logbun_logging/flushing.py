@@ -11,13 +11,16 @@ import logging
 import random
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
 
-from logbun_logging.batching import Buffers, Lane, Shipment
+from logbun_logging.batching import Buffers, Shipment
 from logbun_logging.delivery import Delivery, Outcome, Verdict
-from logbun_logging.dlq import DeadLetterQueue, DlqFullError
+from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.event import Entry
+from logbun_logging.lane import Lane
 from logbun_logging.options import RetryOptions
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
@@ -26,10 +29,13 @@ from logbun_logging.wal import WalWriter
 __all__ = ["Flusher"]
 
 #: The longest pause between two tries, in seconds, whatever ``retry`` says.
-_LONGEST_DELAY = 300.0
+_LONGEST_DELAY: Final = 300.0
 
 #: The pause between two tries while database, DLQ and WAL all fail, in seconds.
-_NOWHERE_DELAY = 1.0
+_NOWHERE_DELAY: Final = 1.0
+
+#: More workers than this do not stay when they have nothing to do.
+_IDLE_WORKERS: Final = 8
 
 
 class Flusher:
@@ -69,20 +75,22 @@ class Flusher:
         self._counters = counters
         self._reporter = reporter
         self._rng = rng
-        self._threads: list[threading.Thread] = []
+        # The lock guards these; every worker writes them.
+        self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+        self._busy = 0  # threads that have something to deliver
+        self._most = 0
         #: Something was spilled that nobody has asked back yet.
         self.spilled = False
 
-    def start(self, workers: int) -> None:
-        """Start the worker threads.
+    def start(self, most: int) -> None:
+        """Start a worker. It starts the next one when it has got something to do, up to *most*.
 
         Raises:
             RuntimeError: the interpreter is ending and starts no more threads.
         """
-        for number in range(workers):
-            thread = threading.Thread(target=self._work, name=f"logbun-flush-{number}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self._most = most
+        self._start_worker()
 
     @property
     def running(self) -> bool:
@@ -93,7 +101,7 @@ class Flusher:
         """Let the workers end; one that hangs in a driver is left behind."""
         self._buffers.close()
         deadline = time.monotonic() + timeout
-        for thread in self._threads:
+        for thread in [*self._threads]:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def run_here(self) -> None:
@@ -101,24 +109,69 @@ class Flusher:
         while shipment := self._buffers.take(0):
             self._deliver_safely(shipment)
 
+    def _start_worker(self) -> None:
+        thread = threading.Thread(target=self._work, name="logbun-flush", daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except BaseException:
+            with self._lock:
+                self._threads.discard(thread)
+            raise
+
     def _work(self) -> None:
-        while (shipment := self._buffers.take(None)) is not None:
+        try:
+            while (shipment := self._buffers.take(None)) is not None:
+                self._deliver_beside_others(shipment)
+                with self._lock:
+                    if len(self._threads) - self._busy > _IDLE_WORKERS:
+                        return
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _deliver_beside_others(self, shipment: Shipment) -> None:
+        """Deliver while another worker waits for what comes next.
+
+        An insert may take as long as the time-out, and that must hold up no other tenant. How many
+        are made at the same time is for the buffers to say.
+        """
+        with self._lock:
+            self._busy += 1
+            alone = self._busy == len(self._threads) < self._most
+        try:
+            if alone:
+                with suppress(RuntimeError):  # no more threads: then it comes after this one
+                    self._start_worker()
             self._deliver_safely(shipment)
+        finally:
+            with self._lock:
+                self._busy -= 1
 
     def _deliver_safely(self, shipment: Shipment) -> None:
+        """Deliver, and leave no batch without an owner, whatever goes wrong."""
         try:
             self._deliver(shipment)
-        except Exception as error:  # a bug of ours must not end the worker, nor strand the lane
+        except Exception as error:
             outcome = Outcome(Verdict.FAILED, f"{type(error).__name__}: {error}")
             logging.getLogger("logbun_logging").exception("delivery failed")
             for lane, entries in shipment:
                 if lane.in_flight is entries:
                     self._failed(lane, entries, outcome)
+        finally:
+            for lane, entries in shipment:  # unless it has an owner
+                self._buffers.retry_later(lane, entries, _NOWHERE_DELAY)
 
     def _deliver(self, shipment: Shipment) -> None:
         if self._tenant_required:
             shipment = self._refuse_tenantless(shipment)
         if not shipment:
+            return
+        rows = sum(len(entries) for _, entries in shipment)
+        size = self._delivery.batch_size(shipment[0][0].tenant_id)
+        if rows > size:
+            self._deliver_parts(shipment, size)
             return
         outcome = self._delivery.attempt(
             [(lane.tenant_id, [entry.payload for entry in entries]) for lane, entries in shipment]
@@ -126,14 +179,34 @@ class Flusher:
         if outcome.verdict is Verdict.STORED:
             for lane, entries in shipment:
                 self._wal.acknowledge(entries)
-                self._buffers.settle(lane, entries)
+                self._buffers.settle(lane, entries, {"inserted": len(entries)})
         elif len(shipment) > 1 and outcome.verdict is not Verdict.OUTAGE:
-            middle = len(shipment) // 2  # one tenant's rows are no other's problem
-            self._deliver(shipment[:middle])
-            self._deliver(shipment[middle:])
+            self._halve(shipment)  # one tenant's rows are no other's problem
         else:
             for lane, entries in shipment:
                 self._failed(lane, entries, outcome)
+
+    def _halve(self, shipment: Shipment) -> None:
+        middle = len(shipment) // 2
+        self._deliver(shipment[:middle])
+        self._deliver(shipment[middle:])
+
+    def _deliver_parts(self, shipment: Shipment, size: int) -> None:
+        """Deliver what one insert does not take: lanes apart, and of one lane so many at a time."""
+        if len(shipment) > 1:
+            self._halve(shipment)
+            return
+        ((lane, entries),) = shipment
+        while len(entries) > size:
+            part = entries[:size]
+            outcome = self._delivery.attempt([(lane.tenant_id, [e.payload for e in part])])
+            if outcome.verdict is not Verdict.STORED:
+                self._failed(lane, entries, outcome)
+                return
+            self._wal.acknowledge(part)
+            if not self._buffers.settle_part(lane, entries, entries[size:], {"inserted": size}):
+                return
+        self._deliver(shipment)
 
     def _failed(self, lane: Lane, entries: list[Entry], outcome: Outcome) -> None:
         self._reporter.report(
@@ -148,26 +221,42 @@ class Flusher:
             delay = self._retry.base_delay * 2**lane.attempt * (0.9 + 0.2 * self._rng())
             self._buffers.retry_later(lane, entries, min(delay, _LONGEST_DELAY))
             return
+        unsent, fates = self._save(lane, entries, outcome)
+        homeless: list[Entry] = []
+        for reason, left in unsent.items():
+            homeless += self._dead_letter(lane.tenant_id, left, reason, fates)
+        waiting = [entry for entry in homeless if entry.segment is not None]
+        fates["lost"] += len(homeless) - len(waiting)  # those that no WAL is going to keep
+        if not waiting:
+            self._buffers.settle(lane, entries, fates)
+        elif self._buffers.settle_part(lane, entries, waiting, fates):
+            # Nothing can be written, which a full disk does to everything at once.
+            self._buffers.retry_later(lane, entries, _NOWHERE_DELAY)
+
+    def _save(
+        self, lane: Lane, entries: list[Entry], outcome: Outcome
+    ) -> tuple[dict[str, list[Entry]], Counter[str]]:
+        """Insert what can be inserted of a batch that has failed; return the rest, by reason.
+
+        In an outage that is nothing. But while other inserts work, one that looks like an outage
+        each time is the batch's own fault.
+        """
+        suspect = False
+        if outcome.verdict is Verdict.OUTAGE:
+            since = lane.failed_at if lane.attempt else lane.since
+            suspect = self._delivery.stored_since(lane.tenant_id, since)
+            if not suspect:
+                return {outcome.reason: entries}, Counter()
         by_payload: dict[bytes, list[Entry]] = defaultdict(list)  # recovery may read a record twice
         for entry in entries:
             by_payload[entry.payload].append(entry)
-        reasons: dict[str, list[Entry]] = defaultdict(list)
-        if outcome.verdict is Verdict.OUTAGE:
-            reasons[outcome.reason] = entries
-        else:
-            rest = self._delivery.bisect(lane.tenant_id, list(by_payload))
-            for payload, why in rest:
-                reasons[why.reason] += by_payload.pop(payload)
-            for stored in by_payload.values():
-                self._wal.acknowledge(stored)
-        homeless: list[Entry] = []
-        for reason, unsent in reasons.items():
-            left = self._dead_letter(lane.tenant_id, unsent, reason)
-            homeless += self._lose(left)
-        if homeless:  # nothing can be written, which a full disk does to everything at once
-            self._buffers.retry_later(lane, entries, _NOWHERE_DELAY, homeless)
-            return
-        self._buffers.settle(lane, entries)
+        rest = self._delivery.bisect(lane.tenant_id, list(by_payload), suspect=suspect)
+        unsent: dict[str, list[Entry]] = defaultdict(list)
+        for payload, why in rest:
+            unsent[why.reason] += by_payload.pop(payload)
+        stored = [entry for found in by_payload.values() for entry in found]
+        self._wal.acknowledge(stored)
+        return unsent, Counter(inserted=len(stored))
 
     def _refuse_tenantless(self, shipment: Shipment) -> Shipment:
         kept: Shipment = []
@@ -175,39 +264,37 @@ class Flusher:
             if lane.tenant_id is not None:
                 kept.append((lane, entries))
                 continue
-            self._counters.add("refused", len(entries))
+            fates = Counter(refused=len(entries))
             self._reporter.report("refused", events=len(entries), reason="no tenant_id")
-            left = self._dead_letter(None, entries, "refused: require_tenant_id is on")
-            self._counters.add("lost", len(left))
-            self._buffers.settle(lane, entries)
+            left = self._dead_letter(None, entries, "refused: require_tenant_id is on", fates)
+            fates["lost"] += len(left)
+            self._buffers.settle(lane, entries, fates)
         return kept
 
-    def _lose(self, entries: list[Entry]) -> list[Entry]:
-        """Count as lost what no WAL is going to keep; return the rest, which has to wait for it."""
-        waiting = [entry for entry in entries if entry.segment is not None]
-        self._counters.add("lost", len(entries) - len(waiting))
-        return waiting
-
     def _dead_letter(
-        self, tenant_id: str | None, entries: Sequence[Entry], reason: str
+        self, tenant_id: str | None, entries: Sequence[Entry], reason: str, fates: Counter[str]
     ) -> list[Entry]:
-        """Write entries to the DLQ, or else leave them to the WAL; return what neither takes."""
+        """Write entries to the DLQ, or else leave them to the WAL; return what neither takes.
+
+        Adds to *fates* what has become of the others.
+        """
         try:
             name = self._dlq.put(tenant_id, [entry.payload for entry in entries], reason)
-        except (OSError, DlqFullError) as error:
+        except Exception as error:  # a MemoryError, too
             left = [entry for entry in entries if not self._wal.park(entry)]
-            self._counters.add("parked", len(entries) - len(left))
+            parked = len(entries) - len(left)
+            fates["parked"] += parked
             self._reporter.report(
                 "dlq_failed",
                 logging.ERROR,
                 tenant_id=tenant_id,
-                parked=len(entries) - len(left),
+                parked=parked,
                 left=len(left),
                 reason=f"{type(error).__name__}: {error}",
             )
             return left
         self._wal.acknowledge(entries)
-        self._counters.add("dead_lettered", len(entries))
+        fates["dead_lettered"] += len(entries)
         self._reporter.report(
             "dead_lettered", tenant_id=tenant_id, events=len(entries), file=name, reason=reason
         )
@@ -219,38 +306,38 @@ class Flusher:
         What cannot be written to the DLQ goes back to its lane and is tried again. Returns whether
         anything was written there, and notes it in :attr:`spilled`.
         """
-        failed = wrote = False
-        for lane, entries in self._buffers.overfull():
-            if failed:
+        wrote = False
+        shipment = self._buffers.overfull()
+        try:
+            while shipment:
+                lane, entries = shipment[-1]
+                if drop:
+                    self._buffers.settle(lane, entries, {"dropped": len(entries)}, free=False)
+                else:
+                    self._spill(lane, entries)
+                    wrote = True
+                shipment.pop()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            self._reporter.report("spill_failed", logging.ERROR, reason=reason)
+        finally:
+            for lane, entries in shipment:
                 self._buffers.put_back(lane, entries)
-                continue
-            if drop:
-                self._counters.add("dropped", len(entries))
-                self._buffers.settle(lane, entries, free=False)
-                continue
-            try:
-                name = self._dlq.put(
-                    lane.tenant_id, [entry.payload for entry in entries], "spilled: queue full"
-                )
-            except (OSError, DlqFullError) as error:
-                self._buffers.put_back(lane, entries)
-                reason = f"{type(error).__name__}: {error}"
-                self._reporter.report("spill_failed", logging.ERROR, reason=reason)
-                failed = True
-                continue
-            self._wal.acknowledge(entries)
-            self.spilled = wrote = True  # before it is settled: flush looks at both
-            self._counters.add("spilled", len(entries))
-            self._buffers.settle(lane, entries, free=False)
-            self._reporter.report(
-                "spilled", tenant_id=lane.tenant_id, events=len(entries), file=name
-            )
         return wrote
+
+    def _spill(self, lane: Lane, entries: list[Entry]) -> None:
+        payloads = [entry.payload for entry in entries]
+        name = self._dlq.put(lane.tenant_id, payloads, "spilled: queue full")
+        self._wal.acknowledge(entries)
+        self.spilled = True  # before it is settled: flush looks at both
+        self._buffers.settle(lane, entries, {"spilled": len(entries)}, free=False)
+        self._reporter.report("spilled", tenant_id=lane.tenant_id, events=len(entries), file=name)
 
     def give_up(self, lane: Lane, entries: list[Entry]) -> None:
         """Leave entries that were drained to the WAL, or else to the DLQ: there is no more time."""
         homeless = [entry for entry in entries if not self._wal.keeps(entry)]
+        fates = Counter(parked=len(entries) - len(homeless))
         if homeless:
-            left = self._dead_letter(lane.tenant_id, homeless, "shutdown before it was inserted")
-            self._counters.add("lost", len(left))
-        self._buffers.settle(lane, entries, free=False)
+            reason = "shutdown before it was inserted"
+            fates["lost"] += len(self._dead_letter(lane.tenant_id, homeless, reason, fates))
+        self._buffers.settle(lane, entries, fates, free=False)

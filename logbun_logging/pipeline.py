@@ -29,7 +29,7 @@ from logbun_logging.errors import AdapterUnavailableError
 from logbun_logging.event import Entry
 from logbun_logging.flushing import Flusher
 from logbun_logging.options import TrailOptions
-from logbun_logging.recovery import Recovery
+from logbun_logging.places import Places
 from logbun_logging.redelivery import Redelivery
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
@@ -39,8 +39,8 @@ from logbun_logging.wal import WalWriter
 
 __all__ = ["Pipeline", "Source", "Submission"]
 
-#: Inserts under way at the same time, where the batches of all tenants cannot go in one.
-_WORKERS: Final = 8
+#: Flush workers, where the batches of all tenants cannot go in one insert.
+_WORKERS: Final = 64
 
 #: How long a caller of a volatile trail waits for the spiller when memory is used up, in seconds.
 _SPILL_WAIT: Final = 1.0
@@ -147,7 +147,7 @@ class Pipeline:
             report=self._pool_failed,
         )
 
-    def _build(self, counters: Counters | None = None) -> None:
+    def _build(self, counters: Counters | None = None, carried: int = 0) -> None:
         # Here and not above: its scheduler is as much to import as all of ours together.
         from logbun_logging.retention import Retention  # noqa: PLC0415
 
@@ -157,15 +157,28 @@ class Pipeline:
         self.encoder = EventEncoder(options.limits, options.redact, self.counters)
         self.wal = WalWriter(options.folder / "wal", options.fsync, options.wal, self._wal_failed)
         self.dlq = DeadLetterQueue(options.folder / "dlq", options.dlq, self._retry_dead_letters)
+        places = Places(
+            proven=lambda tenant: self.databases.breaker(tenant).proven,
+            hanging=lambda: self.delivery.hanging,
+            connections=options.pool.max_active_connections,
+        )
         self.buffers = Buffers(
             options.batching,
             options.limits,
             many=self.databases.shared,
-            crowding=not self.durable,
+            durable=self.durable,
+            counters=self.counters,
+            places=places,
+            batch_size=lambda: self.delivery.batch_size(None),
+            carried=carried,
             hurry=self._hurry,
         )
         self.delivery = Delivery(
-            self.databases, self.counters, options.insert_timeout, self._recovered
+            self.databases,
+            self.counters,
+            options.insert_timeout,
+            self._recovered,
+            places.most_doubtful,
         )
         self.flusher = Flusher(
             buffers=self.buffers,
@@ -187,21 +200,15 @@ class Pipeline:
             reporter=self.reporter,
             stopping=stopping,
         )
-        self.recovery = Recovery(
+        self.redelivery = Redelivery(
             folder=options.folder,
             buffers=self.buffers,
-            wal=self.wal,
-            healthy=lambda: self.opened.is_set() and self.databases.healthy(),
-            counters=self.counters,
-            reporter=self.reporter,
-            stopping=stopping,
-        )
-        self.redelivery = Redelivery(
-            recovery=self.recovery,
             dlq=self.dlq,
             scanner=scanner,
+            wal=self.wal,
             retry=options.retry,
             bootstrap=self._bootstrap,
+            healthy=lambda: self.opened.is_set() and self.databases.healthy(),
             tend=self._tend_alone,
             counters=self.counters,
             reporter=self.reporter,
@@ -219,7 +226,6 @@ class Pipeline:
         self._late: list[Entry] = []
         self._late_bytes = 0
         self._flush_failed_at: float | None = None
-        self._lost_seen = self.counters["lost"]
         self._next_bootstrap = 0.0
         self._bootstrap_pause = 1.0
         self._own_calls = TimedCalls("logbun-pipeline")
@@ -243,24 +249,21 @@ class Pipeline:
         """Find a place for an event that the WAL could not take, or that memory has no room for."""
         if verdict == "admitted":
             if self.wal.ended:  # the call began before the end, and nobody reads the queue any more
-                self.buffers.discard([entry])
+                self.buffers.discard([entry], "lost")
                 self.keep_late(entry)
                 return GONE
             self.counters.add("wal_failures")
             return QUEUE_UNSAFE
-        self.counters.add("accepted")
         if verdict == "drop":
-            self.counters.add("dropped")
+            self.counters.add_all({"accepted": 1, "dropped": 1})
             return GONE
         if self.durable and self.wal.append(entry) and self.wal.park(entry):
-            self.counters.add("parked")
+            self.counters.add_all({"accepted": 1, "parked": 1})
             return KEPT
-        self.buffers.wait_for_room(entry, _SPILL_WAIT)
-        if self.buffers.admit(entry) == "admitted":
-            self.counters.add("accepted", -1)  # the buffers have counted it
+        if self.buffers.admit_later(entry, _SPILL_WAIT) == "admitted":
             return QUEUE_UNSAFE if self.durable else QUEUE
         self.wal.acknowledge([entry])
-        self.counters.add("lost")
+        self.counters.add_all({"accepted": 1, "lost": 1})
         return GONE
 
     def keep_late(self, entry: Entry) -> None:
@@ -268,9 +271,9 @@ class Pipeline:
 
         It counts as lost until that takes it.
         """
+        if not entry.admitted:  # or the buffers have counted it
+            self.counters.add_all({"accepted": 1, "lost": 1})
         entry.admitted = entry.buffered = False
-        self.counters.add("accepted")
-        self.counters.add("lost")
         limits = self.options.limits
         size = self._late_bytes + len(entry.payload)
         if len(self._late) < limits.max_total_queued and size <= limits.max_queued_bytes:
@@ -280,8 +283,7 @@ class Pipeline:
     def take_late(self) -> list[Entry]:
         """Return what came after the end; the next trail counts it."""
         late, self._late, self._late_bytes = self._late, [], 0
-        self.counters.add("accepted", -len(late))
-        self.counters.add("lost", -len(late))
+        self.counters.add_all({"accepted": -len(late), "lost": -len(late)})
         return late
 
     def break_off(self, entry: Entry) -> None:
@@ -304,7 +306,7 @@ class Pipeline:
     def discard(self, entries: Sequence[Entry]) -> None:
         """Let go of queued events that a level or filter behind the queue keeps back."""
         self.wal.acknowledge(entries)
-        self.buffers.discard(entries)
+        self.buffers.discard(entries, "filtered")
 
     def tend(self) -> None:
         """Wake the WAL's keeper, spill, report: what the listener does between batches."""
@@ -388,8 +390,7 @@ class Pipeline:
                 break
             self.redelivery.nudge()
             self._finished.wait(_LOOK)
-        lost = self._lost_since_last_look()
-        delivered = delivered and not (more or self.recovery.parked() or lost)
+        delivered = delivered and not more and not self.redelivery.parked()
         self._flush_failed_at = None if delivered else time.monotonic()
         return delivered
 
@@ -404,15 +405,12 @@ class Pipeline:
     def _more_to_come(self) -> bool:
         if self.bootstrap_error is not None or not self.databases.healthy():
             return False  # the rest waits in files until there is a database
-        if self.recovery.running or (self.recovery.parked() and not self.redelivery.held_up()):
+        if self.redelivery.recovering or (
+            self.redelivery.parked() and not self.redelivery.held_up()
+        ):
             return True
         self._ask_back()
         return self.redelivery.scanning
-
-    def _lost_since_last_look(self) -> bool:
-        """Tell whether events were lost since ``flush`` looked last."""
-        before, self._lost_seen = self._lost_seen, self.counters["lost"]
-        return self._lost_seen > before
 
     def _ask_back(self) -> None:
         if self.flusher.spilled:
@@ -458,8 +456,6 @@ class Pipeline:
         if not delivered:
             self._give_up(deadline)
         self._close(lambda: self.redelivery.stop(_left(deadline)), deadline)
-        if self.recovery.unfinished() or self._lost_since_last_look():
-            delivered = False
         self.retention.stop(min(_RETENTION_WAIT, _left(deadline)))
         self.flusher.stop(min(_WORKERS_WAIT, _left(deadline)))
         self.delivery.close()
@@ -475,8 +471,7 @@ class Pipeline:
 
     def reopen(self) -> None:
         """After the end: be as new, but go on counting."""
-        self.counters.add("accepted", self.buffers.admitted)
-        self._build(self.counters)
+        self._build(self.counters, self.buffers.accepted)
         for source in self.sources:
             source.reset()
         _live.add(self)
@@ -487,7 +482,7 @@ class Pipeline:
             source.stop(0.0)
         for _, entries in self.buffers.drain():
             left = [entry for entry in entries if not self.wal.keeps(entry)]
-            self.buffers.discard(left)
+            self.buffers.discard(left, "lost")
             for entry in left:
                 self.keep_late(entry)
 

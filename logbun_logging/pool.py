@@ -1,9 +1,11 @@
 """A database for each tenant: a bounded pool of open adapters, least recently used out first.
 
 The invariants: at most ``pool.max_active_connections`` slots are taken, by adapters that are being
-opened, open, or being closed; an adapter is closed only when nobody uses it; a tenant has one slot
-at most, so one thread opens its database and all others wait for that; a slot is reached by the
-tenant's exact id and nothing else, so nobody can be lent another tenant's database.
+opened, open, or being closed; some of them are never in use by tenants whose database did not
+answer last, so those cannot keep all others out; an adapter is closed only when nobody uses it; a
+tenant has one slot at most, so one thread opens its database and all others wait for that; a slot
+is reached by the tenant's exact id and nothing else, so nobody can be lent another tenant's
+database.
 
 Opening and closing run on threads of their own, because a user's resolver and a driver take as long
 as they like: who leases waits for the outcome with a time-out, and what is opened too late for one
@@ -30,10 +32,12 @@ from logbun_logging.errors import (
     AdapterUnavailableError,
     BusyError,
     ConfigurationError,
+    NoAnswerError,
     RejectedEventsError,
     TenantRequiredError,
 )
 from logbun_logging.options import PoolOptions
+from logbun_logging.places import most_doubtful
 from logbun_logging.tenancy import NoDatabaseError, Target
 from logbun_logging.tenants import TenantRegistry
 
@@ -77,6 +81,8 @@ class _Slot:
         "create",
         "doomed",
         "error",
+        "registered",
+        "since",
         "state",
         "tenant_id",
         "used_at",
@@ -87,6 +93,8 @@ class _Slot:
         self.tenant_id: Final = tenant_id
         self.create: Final = create  # its file is made if it is missing
         self.state = _State.OPENING
+        self.since = time.monotonic()
+        self.registered = False  # its tenant was written down, or that has failed
         self.connection: _Connection | None = None
         self.error: BaseException | None = None
         self.users = 0
@@ -186,9 +194,20 @@ class TenantPool:
             raise TenantRequiredError("tenant_id=None: each tenant has a database of its own")
         slot, connection = self._acquire(tenant_id, create=create)
         try:
+            if create and not slot.registered:
+                self._register(slot)
             yield connection.target
+            self.breaker(tenant_id).reached()
         finally:
             self._release(slot)
+
+    def _register(self, slot: _Slot) -> None:
+        """Write the tenant down before anything is stored; who only reads leaves no trace."""
+        slot.registered = True
+        try:
+            self._registry.add(slot.tenant_id)
+        except OSError as error:  # tried again when the database is opened next
+            self._report("registry_failed", error)
 
     def every(self) -> Iterator[tuple[str | None, AbstractContextManager[Target]]]:
         """Lend the database of each tenant that was ever seen, here or in another process."""
@@ -252,11 +271,11 @@ class TenantPool:
             while True:
                 slot = self._slots.get(tenant_id)
                 if slot is None:
-                    if len(self._slots) < self._options.max_active_connections:
+                    if self._has_place(tenant_id):
                         slot = self._slots[tenant_id] = _Slot(tenant_id, create=create)
                         self._spawn(self._open, slot)
                     else:
-                        self._wait_for_room(deadline)
+                        self._wait_for_room(tenant_id, deadline)
                         continue
                 if slot.state is _State.CLOSING:
                     self._outlast(slot, deadline)
@@ -268,6 +287,20 @@ class TenantPool:
                         raise
                     # Opened for somebody who only wanted to read: once more, for us.
 
+    def _has_place(self, tenant_id: str) -> bool:
+        most = self._options.max_active_connections
+        if len(self._slots) >= most:
+            return False
+        if self._proven(tenant_id):
+            return True
+        in_use = (slot.tenant_id for slot in self._slots.values() if not slot.idle)
+        return sum(not self._proven(other) for other in in_use) < most_doubtful(most)
+
+    def _proven(self, tenant_id: str) -> bool:
+        with self._breakers_lock:
+            breaker = self._breakers.get(tenant_id)
+        return breaker is not None and breaker.proven
+
     def _outlast(self, slot: _Slot, deadline: float) -> None:
         """Wait until a database that is being closed is closed."""
         self._wait_for(lambda: self._slots.get(slot.tenant_id) is not slot, slot, deadline)
@@ -275,8 +308,10 @@ class TenantPool:
     def _join(self, slot: _Slot, deadline: float) -> _Connection:
         """Become a user of a slot and wait until it is open.
 
-        Who waits is a user already, or the database might be closed again before he wakes up.
+        Who waits is a user already, or the database might be closed again before he wakes up. Who
+        comes when it has been opening for long does not wait as well.
         """
+        deadline = min(deadline, slot.since + self._patience)
         slot.users += 1
         try:
             self._wait_for(lambda: slot.connection or slot.error, slot, deadline)
@@ -290,28 +325,30 @@ class TenantPool:
 
     def _wait_for(self, settled: Callable[[], object], slot: _Slot, deadline: float) -> None:
         if not self._changed.wait_for(settled, deadline - time.monotonic()):
-            raise AdapterUnavailableError(
+            raise NoAnswerError(
                 f"the database of tenant {slot.tenant_id!r} is still {slot.state.value} "
                 f"after {self._patience:g} s"
             )
 
-    def _wait_for_room(self, deadline: float) -> None:
+    def _wait_for_room(self, tenant_id: str, deadline: float) -> None:
         self._waiting += 1
         try:
             self._make_room()
-            if len(self._slots) < self._options.max_active_connections:
+            if self._has_place(tenant_id):
                 return
             if not self._changed.wait(deadline - time.monotonic()):
                 raise BusyError(
                     f"all {self._options.max_active_connections} connections "
-                    f"(pool.max_active_connections) were in use for {self._patience:g} s"
+                    "(pool.max_active_connections), or those for tenants whose database has not "
+                    f"answered last, were in use for {self._patience:g} s"
                 )
         finally:
             self._waiting -= 1
 
     def _make_room(self) -> None:
         """Close the least recently used database, if more are waited for than are being closed."""
-        if self._closing < self._waiting:
+        full = len(self._slots) >= self._options.max_active_connections
+        if full and self._closing < self._waiting:
             idle = next((slot for slot in self._slots.values() if slot.idle), None)
             if idle is not None:
                 self._start_closing(idle)
@@ -324,6 +361,7 @@ class TenantPool:
                 self._start_closing(slot)
             elif self._waiting:
                 self._make_room()
+                self._changed.notify_all()
             self._close_idle()
 
     def _close_idle(self) -> None:
@@ -405,10 +443,6 @@ class TenantPool:
             raise ConfigurationError(_OPTION, type(adapter).__name__, allowed)
         if not create and isinstance(adapter, FileAdapter) and not adapter.exists():
             raise NoDatabaseError(f"tenant {tenant_id!r} has no database yet")
-        try:
-            self._registry.add(tenant_id)
-        except OSError as error:  # tried again when the database is opened next
-            self._report("registry_failed", error)
         return self._init(adapter)
 
     def _init(self, adapter: Adapter) -> _Connection:

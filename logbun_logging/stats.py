@@ -7,6 +7,7 @@ drops an event without touching one of these.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Final
 
 __all__ = ["COUNTERS", "Counters"]
@@ -23,6 +24,7 @@ COUNTERS: Final = {
     "parked": "events left to the WAL alone for a while, to bound memory",
     "recovered": "events read back from a WAL",
     "refused": "events without a tenant where one is required",
+    "filtered": "events that a level or filter behind the queue has kept back",
     "dropped": "events given up by on_queue_full='drop'",
     "lost": "events that could be kept nowhere, or came after shutdown",
     "corrupt": "damaged WAL or DLQ records that were set aside",
@@ -52,10 +54,19 @@ class Counters:
         with self._lock:
             self._values[name] += amount
 
+    def add_all(self, amounts: Mapping[str, int]) -> None:
+        """Add to several counters in one step: no snapshot sees one without the others."""
+        with self._lock:
+            for name, amount in amounts.items():
+                self._values[name] += amount
+
     def __getitem__(self, name: str) -> int:
         return self._values[name]
 
-    def snapshot(self) -> dict[str, int]:
-        """Return all counters as they are now."""
+    def snapshot(self, **more: int) -> dict[str, int]:
+        """Return all counters as they are now, with *more* added."""
         with self._lock:
-            return dict(self._values)
+            found = dict(self._values)
+        for name, amount in more.items():
+            found[name] += amount
+        return found

@@ -432,27 +432,15 @@ class AuditTrail:
 
         Besides the counters of :data:`~logbun_logging.stats.COUNTERS`: ``queued`` and
         ``queued_bytes`` (in memory), ``queued_by_tenant``, ``wal`` (``segments``, ``bytes``,
-        ``adopted_bytes``, ``oldest``, ``parked``), ``dlq`` (files and events by state), ``ready``,
-        ``circuit_open``, ``databases`` (``open``, ``down``, and ``in_use`` where each tenant has
-        its own), ``mode``.
+        ``oldest``, ``parked``), ``dlq`` (files and events by state), ``ready``, ``circuit_open``,
+        ``databases`` (``open``, ``down``, and ``in_use`` where each tenant has its own), ``mode``.
         """
         parts = self._pipeline
-        counters = parts.counters.snapshot()
-        counters["accepted"] += parts.buffers.admitted - counters["recovered"]
         segments, size, oldest = parts.wal.usage()
-        adopted, oldest_adopted = parts.recovery.adopted()
+        parked = parts.redelivery.parked()
         return {
-            **counters,
-            "queued": parts.buffers.events,
-            "queued_bytes": parts.buffers.bytes,
-            "queued_by_tenant": parts.buffers.depths(),
-            "wal": {
-                "segments": segments,
-                "bytes": size,
-                "adopted_bytes": adopted,
-                "oldest": min(filter(None, (oldest, oldest_adopted)), default=None),
-                "parked": parts.recovery.parked(),
-            },
+            **parts.buffers.books(),
+            "wal": {"segments": segments, "bytes": size, "oldest": oldest, "parked": parked},
             "dlq": parts.dlq.counts(),
             "ready": parts.opened.is_set(),
             "circuit_open": parts.databases.figures()["down"] > 0,

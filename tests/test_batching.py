@@ -9,6 +9,7 @@ import pytest
 from logbun_logging.batching import Buffers
 from logbun_logging.event import Entry
 from logbun_logging.options import BatchingOptions, LimitOptions
+from logbun_logging.places import Places
 
 
 class Clock:
@@ -23,13 +24,14 @@ def clock():
     return Clock()
 
 
-def make(clock, *, many=True, limits=None, crowding=True, shipment_size=5000, **batching):
+def make(clock, *, many=True, limits=None, durable=False, batch_size=5000, places=None, **batching):
     return Buffers(
         BatchingOptions(**batching),
         LimitOptions(**(limits or {})),
         many=many,
-        crowding=crowding,
-        shipment_size=shipment_size,
+        durable=durable,
+        places=places,
+        batch_size=lambda: batch_size,
         clock=clock,
     )
 
@@ -49,7 +51,7 @@ def test_a_batch_is_due_when_it_is_full_or_old(clock):
     clock.now += 5
     ((lane, found),) = buffers.take(0)
     assert found == two
-    buffers.settle(lane, found)
+    buffers.settle(lane, found, {"inserted": len(found)})
     three = fill(buffers, "t", 3)
     ((_, found),) = buffers.take(0)
     assert found == three
@@ -88,12 +90,12 @@ def test_a_tenant_under_way_is_not_taken_again(clock):
     ((lane, found),) = buffers.take(0)
     assert len(found) == 1
     assert buffers.take(0) == []
-    buffers.settle(lane, found)
+    buffers.settle(lane, found, {"inserted": len(found)})
     assert len(buffers.take(0)) == 1
 
 
 def test_no_tenant_starves_another(clock):
-    buffers = make(clock, max_size=10, shipment_size=100)
+    buffers = make(clock, max_size=10, batch_size=100)
     fill(buffers, "noisy", 1000)
     for number in range(4):
         fill(buffers, f"quiet{number}", 10)
@@ -112,7 +114,7 @@ def test_a_failed_batch_is_tried_again_later_and_in_order(clock):
     clock.now += 4
     ((_, again),) = buffers.take(0)
     assert again == first
-    buffers.settle(lane, again)
+    buffers.settle(lane, again, {})
     assert not lane.held_up(clock.now)
     assert buffers.events == 2
 
@@ -134,7 +136,7 @@ def test_total_bounds_hold_for_events_and_bytes(clock):
     buffers = make(clock, limits={"max_total_queued": 2})
     fill(buffers, "t", 2)
     assert buffers.admit(Entry("u", b"x")) == "full"
-    assert not buffers.wait_for_room(Entry("u", b"x"), 0.01)
+    assert buffers.admit_later(Entry("u", b"x"), 0.01) == "full"
     buffers = make(clock, limits={"max_queued_bytes": 100_000}, on_queue_full="drop")
     assert buffers.admit(Entry("t", b"x" * 60_000)) == "admitted"
     assert buffers.admit(Entry("u", b"x" * 60_000)) == "drop"
@@ -160,7 +162,7 @@ def test_tenants_without_anything_are_forgotten(clock):
     for number in range(5000):
         fill(buffers, f"t{number}", 1)
         ((lane, found),) = buffers.take(0)
-        buffers.settle(lane, found)
+        buffers.settle(lane, found, {"inserted": len(found)})
     assert len(buffers._lanes) <= 4097
 
 
@@ -177,9 +179,8 @@ def test_a_batch_that_fails_after_everything_was_given_up_is_off_the_books(clock
     clock.now += 0.02
     ((lane, found),) = buffers.take(0)
     ((_, given_up),) = buffers.drain()
-    buffers.settle(lane, given_up, free=False)
+    buffers.settle(lane, given_up, {}, free=False)
     buffers.retry_later(lane, found, 1.0)
-    buffers.retry_later(lane, found, 1.0, found[:1])
     assert (buffers.events, buffers.bytes, buffers.depths()) == (0, 0, {})
     assert list(buffers.drain()) == []
 
@@ -203,14 +204,148 @@ def test_the_end_takes_everything(clock):
     assert buffers.take(None) is None
 
 
-def test_empty_memory_lets_one_event_of_any_size_in(clock):
+# ── the bounds of memory ──
+
+
+def test_a_noisy_tenant_of_a_durable_trail_gets_half_of_memory_at_most(clock):
+    buffers = make(clock, durable=True, max_queue_size=10, limits={"max_total_queued": 100})
+    fill(buffers, "loud", 50)
+    assert buffers.admit(Entry("loud", b"x")) == "full", "it is left to the WAL"
+    fill(buffers, "quiet", 10)
+    fill(buffers, "other", 10)
+
+
+def test_a_noisy_tenant_of_a_volatile_trail_leaves_room_for_the_others(clock):
+    buffers = make(clock, max_queue_size=10, limits={"max_total_queued": 100})
+    fill(buffers, "loud", 95)
+    assert buffers.admit(Entry("loud", b"x")) == "full", "it waits"
+    fill(buffers, "quiet", 4)
+
+
+def test_who_has_waited_for_room_is_let_in_where_there_is_any(clock):
+    buffers = make(clock, max_queue_size=10, limits={"max_total_queued": 100})
+    fill(buffers, "loud", 95)
+    for _ in range(5):
+        assert buffers.admit_later(Entry("loud", b"x"), 0.0) == "admitted"
+    assert buffers.admit_later(Entry("loud", b"x"), 0.0) == "full"
+
+
+def test_an_event_that_is_alone_has_room_whatever_its_size(clock):
     buffers = make(clock, limits={"max_queued_bytes": 100_000})
-    large = Entry("t", b"x" * 300_000)
-    assert buffers.admit(large) == "admitted"
+    assert buffers.admit(Entry("t", b"x" * 200_000)) == "admitted"
     assert buffers.admit(Entry("t", b"x")) == "full"
-    buffers.put([large])
-    clock.now += 5
-    ((lane, entries),) = buffers.take(0)
-    buffers.settle(lane, entries)
-    assert buffers.admit(Entry("t", b"x")) == "admitted"
-    assert buffers.admit(Entry("t", b"x" * 300_000)) == "full"
+
+
+# ── who gets a place ──
+
+
+def test_tenants_whose_databases_hang_leave_places_to_the_others(clock):
+    well = {"well"}
+    places = Places(proven=well.__contains__, connections=10)
+    buffers = make(clock, many=False, places=places, max_size=1)
+    for number in range(20):
+        fill(buffers, f"sick{number}", 1)
+    taken = []
+    while shipment := buffers.take(0):
+        taken += shipment
+        clock.now += 1
+    assert len(taken) == 5
+    fill(buffers, "well", 1)
+    ((lane, _),) = buffers.take(0)
+    assert lane.tenant_id == "well"
+    lane, found = taken[0]
+    buffers.retry_later(lane, found, 10.0)
+    assert len(buffers.take(0)) == 1, "whose call has ended makes room"
+
+
+def test_what_was_spilled_while_it_was_due_is_not_taken(clock):
+    buffers = make(clock, limits={"max_total_queued": 10})
+    fill(buffers, "t", 10)
+    buffers.make_all_due()
+    clock.now += 1
+    ((lane, entries),) = buffers.overfull()
+    assert buffers.take(0) == []
+    buffers.put_back(lane, entries)
+    buffers.make_all_due()
+    clock.now += 1
+    ((_, found),) = buffers.take(0)
+    assert found == entries
+
+
+def test_a_shared_database_gets_as_much_as_it_takes_but_no_less_than_a_batch(clock):
+    buffers = make(clock, max_size=10, batch_size=40)
+    fill(buffers, "t", 100)
+    clock.now += 1
+    ((_, found),) = buffers.take(0)
+    assert len(found) == 40
+    buffers = make(clock, max_size=10, batch_size=1)
+    fill(buffers, "t", 100)
+    clock.now += 1
+    ((_, found),) = buffers.take(0)
+    assert len(found) == 10
+
+
+# ── flush and the books ──
+
+
+def flushed(buffers):
+    return buffers.flush(buffers._clock())
+
+
+def test_a_flush_waits_for_a_batch_that_is_tried_again_though_newer_events_were_spilled(clock):
+    buffers = make(clock, many=False, max_size=2, max_queue_size=4)
+    fill(buffers, "t", 2)
+    ((lane, first),) = buffers.take(0)
+    buffers.retry_later(lane, first, 4.0)
+    fill(buffers, "t", 4)
+    ((_, spilled),) = buffers.overfull()
+    buffers.settle(lane, spilled, {"spilled": 4}, free=False)
+    assert not flushed(buffers)
+    clock.now += 4
+    ((_, again),) = buffers.take(0)
+    assert not flushed(buffers)
+    buffers.settle(lane, again, {"inserted": 2})
+    assert flushed(buffers)
+
+
+def test_a_flush_waits_for_events_that_have_not_come_from_the_queue(clock):
+    buffers = make(clock)
+    entry = Entry("t", b"x")
+    assert buffers.admit(entry) == "admitted"
+    assert not flushed(buffers)
+    buffers.discard([entry], "filtered")
+    assert flushed(buffers)
+
+
+def test_a_part_of_a_batch_that_is_settled_is_not_tried_again(clock):
+    buffers = make(clock, many=False, max_size=4)
+    entries = fill(buffers, "t", 4)
+    ((lane, found),) = buffers.take(0)
+    assert buffers.settle_part(lane, found, found[3:], {"inserted": 3})
+    buffers.retry_later(lane, found, 1.0)
+    clock.now += 1
+    ((_, again),) = buffers.take(0)
+    assert again == entries[3:]
+    books = buffers.books()
+    assert (books["accepted"], books["inserted"], books["queued"]) == (4, 3, 1)
+
+
+def test_a_batch_is_given_back_by_its_owner_only(clock):
+    buffers = make(clock, many=False, max_size=2)
+    fill(buffers, "t", 2)
+    ((lane, first),) = buffers.take(0)
+    buffers.retry_later(lane, first, 0.0)
+    ((_, second),) = buffers.take(0)
+    buffers.retry_later(lane, first, 0.0)
+    buffers.settle(lane, first, {"inserted": 2})
+    assert not buffers.settle_part(lane, first, [], {"inserted": 2})
+    assert lane.in_flight is second
+    assert buffers.books()["inserted"] == 0
+
+
+def test_recovered_events_are_not_accepted_once_more(clock):
+    buffers = make(clock)
+    entry = Entry("t", b"x")
+    assert buffers.readmit(entry) == "admitted"
+    books = buffers.books()
+    assert (books["accepted"], books["recovered"], books["queued"]) == (0, 1, 1)
