@@ -11,10 +11,11 @@ See the documentation for ``dictConfig``, structlog and the web frameworks.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from logbun_logging.adapters.base import Adapter
 from logbun_logging.context import (
+    AuditContextFilter,
     audit_context,
     bind_audit_context,
     clear_audit_context,
@@ -46,6 +47,7 @@ __all__ = [
     "ALL_TENANTS",
     "Adapter",
     "AdapterUnavailableError",
+    "AuditContextFilter",
     "AuditEvent",
     "AuditLogger",
     "AuditQueueHandler",
@@ -72,7 +74,8 @@ __all__ = [
     "shutdown_on_signals",
 ]
 
-if sys.version_info < (3, 12) or sys.version_info >= (3, 13):
+# Type checkers see the class on every version: __getattr__ would give every name the type Any.
+if TYPE_CHECKING or sys.version_info < (3, 12) or sys.version_info >= (3, 13):
     from logbun_logging.handlers import AuditQueueHandler
 else:
     # Releases of 3.12 refuse a QueueHandler's dictConfig entry without "handlers".

@@ -10,6 +10,7 @@ threads, ``asyncio`` tasks, ``asyncio.to_thread`` and ``contextvars.copy_context
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -21,6 +22,7 @@ from logbun_logging.values import plain_text
 __all__ = [
     "CONTEXT_FIELDS",
     "AuditContextFields",
+    "AuditContextFilter",
     "audit_context",
     "bind_audit_context",
     "clear_audit_context",
@@ -127,3 +129,21 @@ def audit_context(**fields: Unpack[AuditContextFields]) -> Iterator[None]:
         yield
     finally:
         reset_audit_context(token)
+
+
+class AuditContextFilter(logging.Filter):
+    """Writes the context into a record, on the thread that logs.
+
+    An audit handler reads the context itself when it is called by the thread that logs. Behind
+    another handler's queue or buffer it is called by another thread, or later. Add this filter to
+    the handler in front (``logging.handlers.QueueHandler``, ``MemoryHandler``): the values become
+    attributes of the record, as ``extra`` does, unless it has its own.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add what the record does not say itself."""
+        said = record.__dict__
+        for name, value in _current.get().items():
+            if said.get(name) is None:
+                setattr(record, name, plain_text(value))
+        return bool(super().filter(record))

@@ -310,7 +310,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             self._attach(AuditQueueListener(self.queue, BatchingAuditHandler(trail=self._trail)))
 
     @property
-    def listener(self) -> Any:
+    def listener(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The listener at the other end of the queue.
 
         It may be replaced by another one of the same queue and trail.

@@ -73,7 +73,6 @@ def make_intake(
     append = pipeline.wal.append if pipeline.durable else None
     sync_each = pipeline.sync_each
     namespace = pipeline.options.namespace
-    tenant_required = pipeline.options.require_tenant_id
     context = current_context
     now = time.time
     only_call_fields = CALL_FIELDS.issuperset
@@ -119,10 +118,7 @@ def make_intake(
         else:
             queued = entry = encode_record(pipeline, record)
         if not plain and isinstance(record, AuditRecord):
-            if record.entry is None:
-                record.entry = entry
-            if tenant_required and entry.tenant_id is None:
-                record.safe = False  # it goes to the DLQ and never to the database
+            _note(pipeline, record, entry)
         submission = None
         try:
             verdict = admit(entry)
@@ -146,6 +142,8 @@ def make_intake(
 def submit_unqueued(pipeline: Pipeline, record: logging.LogRecord) -> None:
     """Hand a record's event straight to the buffers."""
     entry = encode_record(pipeline, record)
+    if isinstance(record, AuditRecord):
+        _note(pipeline, record, entry)
     submission = pipeline.submit(entry)
     if submission.queue:
         pipeline.buffer([entry])
@@ -171,6 +169,14 @@ def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
     if not isinstance(record, AuditRecord) or record.complete:
         extra = {**extra, **_traces(record, pipeline.options.limits.max_string_bytes)}
     return pipeline.encoder.encode(action, fields, extra or None, current_context(), record.created)
+
+
+def _note(pipeline: Pipeline, record: AuditRecord, entry: Entry) -> None:
+    """Let a typed call know its event, and whether it will ever be in the database."""
+    if record.entry is None:
+        record.entry = entry
+    if entry.tenant_id is None and pipeline.options.require_tenant_id:
+        record.safe = False  # refused: it goes to the DLQ
 
 
 def _unknown(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:

@@ -7,15 +7,24 @@ handlers and propagation are that logger's.
 from __future__ import annotations
 
 import logging
+import logging.handlers
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
 
+from logbun_logging.handlers import BatchingAuditHandler
 from logbun_logging.record import AuditRecord
 from logbun_logging.reporting import LOGGER_NAME
 
 __all__ = ["AuditLogger", "get_audit_logger"]
 
 A = TypeVar("A", bound=str)
+
+#: Handlers that store events, and the stdlib's that may have one behind them.
+_LEADING_ON: Final = (
+    BatchingAuditHandler,
+    logging.handlers.QueueHandler,
+    logging.handlers.MemoryHandler,
+)
 
 
 class AuditLogger(Generic[A]):
@@ -95,9 +104,11 @@ class AuditLogger(Generic[A]):
             """Record that *action* happened, and wait until that is as durable as configured.
 
             With ``fsync="always"`` this awaits the sync that concurrent calls share, without
-            blocking the event loop. Returns whether it succeeded: False if the logger's level keeps
-            the record back, or the WAL cannot be written just now. Never raises.
+            blocking the event loop. Returns whether it succeeded: False if a level or filter keeps
+            the record back, no audit handler takes it, the WAL cannot be written just now, or the
+            event is refused (``require_tenant_id``, and it has no tenant). Never raises.
             """
+            raise NotImplementedError
 
     else:
 
@@ -119,7 +130,7 @@ class AuditLogger(Generic[A]):
             except Exception as error:
                 _report_failure(self, error)
                 return False
-            return record.safe and all(results)
+            return record.entry is not None and record.safe and all(results)
 
     def _send(
         self, args: tuple[Any, ...], fields: dict[str, Any], awaited: list[Any] | None
@@ -127,6 +138,7 @@ class AuditLogger(Generic[A]):
         logger = self.logger
         level = self.level
         if not logger.isEnabledFor(level):
+            _warn_of_wiring(logger, level)
             return None
         if len(args) == 1:
             action = args[0]
@@ -138,6 +150,8 @@ class AuditLogger(Generic[A]):
         record.awaited = awaited
         record.unknown_action = not self._knows(action)
         logger.handle(record)
+        if record.entry is None:
+            _warn_of_wiring(logger, level)
         return record
 
     def _knows(self, action: Any) -> bool:
@@ -167,7 +181,8 @@ class AuditLogger(Generic[A]):
             take_call is not None
             and not handler.filters
             and level >= handler.level
-            and (not logger.isEnabledFor(level) or take_call(args[0], fields))
+            and logger.isEnabledFor(level)
+            and take_call(args[0], fields)
         )
 
 
@@ -186,6 +201,42 @@ def get_audit_logger(
     """
     known = get_args(actions) if actions is not None and get_args(actions) else actions
     return AuditLogger(logging.getLogger(name), actions=known, level=level)
+
+
+#: The names of the loggers whose wiring has been warned of.
+_warned: set[str] = set()
+
+
+def _warn_of_wiring(logger: logging.Logger, level: int) -> None:
+    """Warn once that no event of *logger* gets anywhere, if that is so."""
+    if logger.name in _warned:
+        return
+    if not logger.isEnabledFor(level):
+        shown = logging.getLevelName(logger.getEffectiveLevel())
+        problem = "it is disabled" if logger.disabled else f"its level is {shown}"
+    elif not _reaches_audit(logger, level):
+        problem = "no audit handler is reached from it"
+    else:
+        return  # a filter has kept the record back, or another thread takes it over
+    _warned.add(logger.name)
+    report = logging.getLogger(LOGGER_NAME)
+    report.disabled = False  # by a dictConfig that does not name it
+    report.warning(
+        "audit events of logger %r at level %s are not stored: %s",
+        logger.name,
+        logging.getLevelName(level),
+        problem,
+    )
+
+
+def _reaches_audit(logger: logging.Logger, level: int) -> bool:
+    found: logging.Logger | None = logger
+    while found is not None:
+        for handler in found.handlers:
+            if level >= handler.level and isinstance(handler, _LEADING_ON):
+                return True
+        found = found.parent if found.propagate else None
+    return False
 
 
 def _report_failure(logger: AuditLogger[Any], error: Exception) -> None:

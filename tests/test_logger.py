@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import logging.handlers
+import queue
 import subprocess
 import sys
 import threading
@@ -16,6 +19,7 @@ import structlog
 import logbun_logging
 from logbun_logging import (
     AuditLogger,
+    BatchingAuditHandler,
     audit_context,
     bind_audit_context,
     clear_audit_context,
@@ -111,6 +115,74 @@ def test_a_level_that_keeps_a_call_back_is_said(make_trail, make_logger):
     assert asyncio.run(audit.fire_async("a")) is False
 
 
+def test_awaiting_says_that_an_event_without_a_tenant_is_refused(make_trail, make_logger):
+    trail = make_trail(require_tenant_id=True)
+    for handler in (trail.handler, BatchingAuditHandler(trail=trail)):
+        audit = AuditLogger(make_logger(handler))
+        assert asyncio.run(audit.fire_async("a")) is False
+        assert asyncio.run(audit.fire_async("a", tenant_id="t")) is True
+        with audit_context(tenant_id="t"):
+            assert asyncio.run(audit.fire_async("a")) is True
+    assert len(events(trail, tenant_id="t")) == 4
+    assert trail.stats()["refused"] == 2
+
+
+def test_awaiting_says_that_nobody_has_taken_the_event(make_trail, make_logger):
+    assert asyncio.run(AuditLogger(make_logger()).fire_async("a")) is False
+    trail = make_trail()
+    trail.handler.addFilter(lambda record: False)
+    assert asyncio.run(AuditLogger(make_logger(trail.handler)).fire_async("a")) is False
+
+
+# ── forgotten wiring ──
+
+
+def told_of(caplog, log):
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "logbun_logging" and repr(log.name) in record.getMessage()
+    ]
+
+
+def test_a_logger_without_an_audit_handler_is_told_of_once(make_trail, make_logger, caplog):
+    for handlers in ((), (logging.NullHandler(),)):
+        log = make_logger(*handlers)
+        for _ in range(3):
+            AuditLogger(log).fire("a")
+        (said,) = told_of(caplog, log)
+        assert "no audit handler is reached" in said
+    trail = make_trail()
+    trail.handler.setLevel(logging.ERROR)
+    log = make_logger(trail.handler)
+    AuditLogger(log).fire("a")
+    assert len(told_of(caplog, log)) == 1
+
+
+def test_a_level_that_hides_events_is_told_of_once(make_trail, make_logger, caplog):
+    log = make_logger(make_trail().handler, level=logging.WARNING)
+    logging.getLogger("logbun_logging").disabled = True  # as by a dictConfig that forgets it
+    for _ in range(3):
+        AuditLogger(log).fire("a")
+    (said,) = told_of(caplog, log)
+    assert "at level INFO are not stored: its level is WARNING" in said
+    disabled = make_logger(make_trail(namespace="other").handler)
+    disabled.disabled = True
+    AuditLogger(disabled).fire("a")
+    (said,) = told_of(caplog, disabled)
+    assert "it is disabled" in said
+
+
+def test_what_may_lead_to_an_audit_handler_is_not_told_of(make_trail, make_logger, caplog):
+    trail = make_trail()
+    behind = logging.handlers.MemoryHandler(10, target=trail.handler)
+    filtered = make_logger(trail.handler)
+    filtered.addFilter(lambda record: False)
+    for log in (make_logger(trail.handler), make_logger(behind), filtered):
+        AuditLogger(log).fire("a")
+        assert told_of(caplog, log) == []
+
+
 GOOD = """
 from typing import Literal
 from logbun_logging import AuditLogger, get_audit_logger
@@ -144,6 +216,25 @@ def test_the_type_checker_finds_a_wrong_call(tmp_path, line, error):
     assert (f"[{error}]" in found.stdout) if error else (found.returncode == 0), found.stdout
 
 
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_the_type_checker_knows_every_name_on_every_python(tmp_path, version):
+    sample = tmp_path / "sample.py"
+    sample.write_text(
+        "from logbun_logging import AuditQueueHandler\n"
+        "reveal_type(AuditQueueHandler)\n"
+        "from logbun_logging import AuditLoger\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-version", version]
+    found = subprocess.run(
+        [*command, "--cache-dir", str(tmp_path), str(sample)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 'has no attribute "AuditLoger"' in found.stdout
+    assert "def (queue: Any =, *, trail:" in found.stdout
+
+
 # ── context ──
 
 
@@ -173,6 +264,37 @@ def test_a_context_takes_values_of_any_type_as_text(make_trail, make_logger, fie
         log.info("b")
     found = events(trail, tenant_id=logbun_logging.ALL_TENANTS)
     assert [getattr(event, field) for event in found] == [str(uuid.UUID(int=7)), "7"]
+
+
+@pytest.mark.parametrize("in_front", ["queue", "memory"])
+def test_a_filter_takes_the_context_through_other_people_s_handlers(
+    make_trail, make_logger, in_front
+):
+    trail = make_trail()
+    audit_handler = BatchingAuditHandler(trail=trail)
+    if in_front == "queue":
+        carried = queue.Queue()
+        handler = logging.handlers.QueueHandler(carried)
+        listener = logging.handlers.QueueListener(carried, audit_handler)
+    else:
+        handler = logging.handlers.MemoryHandler(100, target=audit_handler)
+    handler.addFilter(logbun_logging.AuditContextFilter())
+    log = make_logger(handler)
+    with audit_context(tenant_id="t", actor_id=uuid.UUID(int=7), ip_address="203.0.113.9"):
+        log.info("course.%s", "created")
+        log.info("a", extra={"actor_id": "u"})
+        AuditLogger(log).fire("fired", entity_id="c")
+    if in_front == "queue":
+        listener.start()
+        listener.stop()
+    handler.close()
+    created, own, fired = events(trail, tenant_id="t")
+    assert (created.action, created.actor_id) == ("course.created", str(uuid.UUID(int=7)))
+    assert (own.action, own.actor_id) == ("a", "u")
+    assert (fired.action, fired.entity_id, fired.actor_id) == ("fired", "c", created.actor_id)
+    for event in (created, own, fired):
+        assert event.ip_address == "203.0.113.9"
+        assert event.metadata is None
 
 
 def test_context_is_the_task_s_own(make_trail, make_logger):
