@@ -137,7 +137,7 @@ class Buffers:
             if (
                 lane.admitted - lane.settled >= self._cap
                 or self.events >= self._max_events
-                or self.bytes + size > self._max_bytes
+                or (self.bytes + size > self._max_bytes and self.events)
             ):
                 verdict = self._admit_when_full(lane, size)
                 if verdict != "admitted":

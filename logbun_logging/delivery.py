@@ -271,6 +271,10 @@ class Delivery:
         tenant_id = batches[0][0]
         rows = sum(len(payloads) for _, payloads in batches)
         breaker = self._databases.breaker(tenant_id)
+        reason = _misdirected(batches)
+        if reason:
+            self._counters.add("insert_failures")
+            return Outcome(Verdict.REFUSED, reason)
         if not breaker.proven and self.hanging >= self._most_hanging:
             return Outcome(Verdict.OUTAGE, f"{self._most_hanging} calls to databases hang already")
         if not breaker.allow():
@@ -380,6 +384,29 @@ def _call(target: Target, batches: Sequence[EncodedBatch]) -> Any:
         return adapter.bulk_insert_many(decoded)
     ((tenant_id, events),) = decoded
     return adapter.bulk_insert(tenant_id, events)
+
+
+class _Owner(msgspec.Struct):
+    tenant_id: str | None = None
+
+
+_owner_of = msgspec.json.Decoder(_Owner).decode
+
+
+def _misdirected(batches: Sequence[EncodedBatch]) -> str:
+    """Say which event is not of its batch's tenant, whatever has made it so; "" if none is.
+
+    It must not get into that tenant's database, nor, in a shared one, among the other's rows.
+    """
+    try:
+        for tenant_id, payloads in batches:
+            for payload in payloads:
+                owner = _owner_of(payload).tenant_id
+                if owner != tenant_id:
+                    return f"an event of tenant {owner!r} in a batch of tenant {tenant_id!r}"
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return f"not an event: {error}"
+    return ""
 
 
 def _not_stored(answer: Any) -> str:

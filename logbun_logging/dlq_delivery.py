@@ -91,6 +91,7 @@ class FileDelivery:
         verdicts: what became of these.
         reason: the last error.
         outages: by tenant, when an insert has met an outage last (monotonic seconds).
+        tenant_missing: some events have no tenant, where one is required.
         piece: most events that were inserted together.
     """
 
@@ -110,6 +111,7 @@ class FileDelivery:
         self.verdicts: set[Verdict] = set()
         self.reason = ""
         self.outages: dict[str | None, float] = {}
+        self.tenant_missing = False
         self._delivery = delivery
         self._health = health
         self._tenant_required = tenant_required
@@ -167,6 +169,7 @@ class FileDelivery:
                 self._keep([place], tenant, Outcome(Verdict.REFUSED, reason))
             elif tenant is None and self._tenant_required:
                 reason = "no tenant_id, and require_tenant_id is on"
+                self.tenant_missing = True
                 self._keep([place], tenant, Outcome(Verdict.REFUSED, reason))
             else:
                 found[tenant].append((place, entry.payload))

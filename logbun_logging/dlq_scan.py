@@ -95,12 +95,13 @@ class DlqScanner:
     def scan(self, *, by_hand: bool = False) -> int:
         """Try the waiting files once, oldest first; return how many events were inserted.
 
-        Those whose outages may be their own fault come last. Never two scans at a time.
+        Those that are damaged, or whose outages may be their own fault, come last. Never two scans
+        at a time.
         """
         for name in self._dlq.irregular():
             self._reporter.report("redelivery_failed", file=name, reason="not a regular file")
         files = self._dlq.waiting()
-        files.sort(key=lambda file: file.name in self._suspects)
+        files.sort(key=lambda file: file.envelope is None or file.name in self._suspects)
         scan = _Scan(self._delivery, by_hand=by_hand)
         try:
             for file in files:
@@ -238,6 +239,7 @@ class DlqScanner:
             outages=envelope.outages + (counts and outage),
             reason=(one.reason or envelope.reason)[:2000],
             last_failed_at=utc_timestamp(scan.began) if counts else envelope.last_failed_at,
+            tenant_required=envelope.tenant_required or one.tenant_missing,
         )
         # What looks like an outage is one row's fault: no other is given up with it.
         dead = counts and attempts >= self._retry.max_scan_attempts

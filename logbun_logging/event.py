@@ -15,6 +15,7 @@ import msgspec
 import uuid_utils
 
 __all__ = [
+    "ACTION_AT",
     "FIELDS",
     "UNKNOWN_ACTOR",
     "UNREADABLE",
@@ -80,6 +81,9 @@ FIELDS: Final = AuditEvent.__struct_fields__
 
 encode_event = msgspec.json.Encoder().encode
 decode_event = msgspec.json.Decoder(AuditEvent).decode
+
+#: Where the action's text begins in an encoded event: ids and times are of one length.
+ACTION_AT: Final = encode_event(AuditEvent(" " * 36, " " * 27, "", "")).index(b'"action":"') + 10
 
 
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeGuard
 
 from logbun_logging.errors import ConfigurationError
-from logbun_logging.event import Entry
+from logbun_logging.event import ACTION_AT, Entry
 from logbun_logging.intake import encode_record, make_intake, submit_unqueued
 from logbun_logging.queueing import RecordQueue
 from logbun_logging.record import AuditRecord
@@ -43,6 +43,9 @@ _StockQueue: Final = queue.Queue
 
 #: Packages whose queues pickle what they carry.
 _COPYING: Final = frozenset({"billiard", "multiprocess", "multiprocessing"})
+
+#: How an action begins that is a JSON object, in the JSON of its event.
+_RENDERED: Final = b'{\\"'
 
 
 class BatchingAuditHandler(logging.Handler):
@@ -89,12 +92,16 @@ class BatchingAuditHandler(logging.Handler):
         """Buffer what was queued, but for records that *level* or the filters keep back."""
         passed: list[Entry] = []
         kept_back: list[Entry] = []
+        rendered = 0
         for item in queued:
             entry = item if isinstance(item, Entry) else item.entry
             if entry is None or entry.buffered or not entry.admitted:
                 continue  # a copy, or handed over already
             passes = isinstance(item, Entry) or (item.levelno >= level and self._passes(item))
             (passed if passes else kept_back).append(entry)
+            rendered += entry.payload.startswith(_RENDERED, ACTION_AT)
+        if rendered:
+            self.trail.pipeline.counters.add("rendered", rendered)
         self.trail.pipeline.buffer(passed)
         if kept_back:
             self.trail.pipeline.discard(kept_back)
@@ -304,7 +311,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         #: Takes a typed call over while the pipeline runs; see :class:`~.intake.Intake`.
         self.take_call: Callable[[Any, dict[str, Any]], bool] | None = None
         self._own = own
-        self._emits_itself = not _overrides(self, _HANDLER_METHODS, "emit")
+        self._emits_itself = type(self).emit is AuditQueueHandler.emit
         if own:
             self._trail = AuditTrail(**options) if trail is None else trail
             self._attach(AuditQueueListener(self.queue, BatchingAuditHandler(trail=self._trail)))
@@ -421,12 +428,12 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         )
         self._take_record = intake.record
         # A subclass that handles or emits in its own way wants to see the record.
-        if not _overrides(self, _HANDLER_METHODS, "emit", "handle"):
+        if self._emits_itself and type(self).handle is AuditQueueHandler.handle:
             self.take_call = intake.call
         listener.start()
 
     def _substituted(self) -> bool:
-        return _overrides(self, _HANDLER_METHODS, "prepare", "enqueue")
+        return _overrides(self, _HANDLER_METHODS)
 
     def _copy(self, record: logging.LogRecord) -> AuditRecord:
         """Return what a subclass's ``prepare`` makes of *record*, as an audit record."""
@@ -499,10 +506,8 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         super().close()
 
 
-#: What subclasses may override, as it is here.
+#: What subclasses may override of the way that records go, as it is here.
 _HANDLER_METHODS: Final[Mapping[str, Any]] = {
-    "handle": AuditQueueHandler.handle,
-    "emit": AuditQueueHandler.emit,
     "prepare": AuditQueueHandler.prepare,
     "enqueue": logging.handlers.QueueHandler.enqueue,
 }
@@ -513,11 +518,11 @@ _LISTENER_METHODS: Final[Mapping[str, Any]] = {
 }
 
 
-def _overrides(found: object, methods: Mapping[str, Any], *names: str) -> bool:
-    """Tell whether a subclass or a patch has another one of *methods*; of all, without names."""
+def _overrides(found: object, methods: Mapping[str, Any]) -> bool:
+    """Tell whether a subclass or a patch has another one of *methods*."""
     return any(
-        getattr(getattr(found, name), "__func__", None) is not methods[name]
-        for name in names or methods
+        getattr(getattr(found, name), "__func__", None) is not ours
+        for name, ours in methods.items()
     )
 
 

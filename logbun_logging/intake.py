@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 from logbun_logging.context import current_context
 from logbun_logging.encoding import CALL_FIELDS
 from logbun_logging.event import Entry
+from logbun_logging.event_dict import is_event_dict, read_event_dict
 from logbun_logging.pipeline import Pipeline
 from logbun_logging.record import (
     STANDARD_ATTRIBUTES,
@@ -32,6 +33,9 @@ from logbun_logging.values import cut_start, safe_str
 __all__ = ["Intake", "encode_record", "make_intake", "submit_unqueued"]
 
 _KNOWN: Final = STANDARD_ATTRIBUTES | CALL_FIELDS
+
+#: What structlog's ``wrap_for_formatter`` adds to a record.
+_WRAPPED: Final = frozenset({"_logger", "_name"})
 
 
 class Intake(NamedTuple):
@@ -158,16 +162,28 @@ def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
         # What filters have set since the call counts like what was given with it.
         added = _unknown(own_attributes(record), STANDARD_ATTRIBUTES)
         fields = {**record.fields, **added} if added else record.fields
-        extra = _unknown(fields, CALL_FIELDS)
         if record.unknown_action:
             pipeline.counters.add("unknown_action")
     else:
         fields = vars(record)
-        extra = _unknown(fields, _KNOWN)
         if record.args:
             action = message_of(record)
+    exc_text = stack_info = None
     if not isinstance(record, AuditRecord) or record.complete:
-        extra = {**extra, **_traces(record, pipeline.options.limits.max_string_bytes)}
+        exc_text, stack_info = trace_text(record), record.stack_info
+    if isinstance(action, Mapping) and is_event_dict(record):
+        call = read_event_dict(action, fields["_name"], record.name)
+        action = call.message()
+        given = _unknown(fields, _WRAPPED)
+        fields = {**given, **call.fields}
+        exc_text = exc_text or call.trace_text()
+        stack_info = stack_info or call.options.get("stack_info")
+    extra = _unknown(fields, CALL_FIELDS if isinstance(record, AuditRecord) else _KNOWN)
+    limit = pipeline.options.limits.max_string_bytes
+    if exc_text:
+        extra["exc_info"] = cut_start(safe_str(exc_text), limit)
+    if stack_info:
+        extra["stack_info"] = cut_start(safe_str(stack_info), limit)
     return pipeline.encoder.encode(action, fields, extra or None, current_context(), record.created)
 
 
@@ -181,15 +197,6 @@ def _note(pipeline: Pipeline, record: AuditRecord, entry: Entry) -> None:
 
 def _unknown(fields: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
     return {name: fields[name] for name in fields if name not in known}
-
-
-def _traces(record: logging.LogRecord, limit: int) -> dict[str, str]:
-    traces: dict[str, str] = {}
-    if text := trace_text(record):
-        traces["exc_info"] = cut_start(safe_str(text), limit)
-    if record.stack_info:
-        traces["stack_info"] = cut_start(safe_str(record.stack_info), limit)
-    return traces
 
 
 def _secure(pipeline: Pipeline, record: logging.LogRecord, *, safe: bool) -> None:

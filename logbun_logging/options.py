@@ -437,7 +437,10 @@ def _check_use(options: TrailOptions, values: Mapping[str, Any]) -> None:
     if "pool" in values and options.tenancy.mode != "database_per_tenant":
         allowed = "absent unless tenancy.mode='database_per_tenant': there is one database"
         raise ConfigurationError("pool", values["pool"], allowed)
-    batching, retention = options.batching, options.retention
+    batching, limits, retention = options.batching, options.limits, options.retention
+    if limits.max_payload_bytes > limits.max_queued_bytes:
+        allowed = f"at most limits.max_queued_bytes, which is {limits.max_queued_bytes:,}"
+        raise ConfigurationError("limits.max_payload_bytes", limits.max_payload_bytes, allowed)
     if _says(values, "batching", "max_size") and batching.max_size > batching.max_queue_size:
         allowed = f"at most batching.max_queue_size, which is {batching.max_queue_size:,}"
         raise ConfigurationError("batching.max_size", batching.max_size, allowed)

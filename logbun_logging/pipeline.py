@@ -30,6 +30,7 @@ from logbun_logging.event import Entry
 from logbun_logging.flushing import Flusher
 from logbun_logging.options import TrailOptions
 from logbun_logging.places import Places
+from logbun_logging.recovery import Recovery
 from logbun_logging.redelivery import Redelivery
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
@@ -200,15 +201,21 @@ class Pipeline:
             reporter=self.reporter,
             stopping=stopping,
         )
-        self.redelivery = Redelivery(
+        self.recovery = Recovery(
             folder=options.folder,
             buffers=self.buffers,
+            wal=self.wal,
+            healthy=lambda: self.opened.is_set() and self.databases.healthy(),
+            counters=self.counters,
+            reporter=self.reporter,
+            stopping=stopping,
+        )
+        self.redelivery = Redelivery(
+            recovery=self.recovery,
             dlq=self.dlq,
             scanner=scanner,
-            wal=self.wal,
             retry=options.retry,
             bootstrap=self._bootstrap,
-            healthy=lambda: self.opened.is_set() and self.databases.healthy(),
             tend=self._tend_alone,
             counters=self.counters,
             reporter=self.reporter,
@@ -226,6 +233,7 @@ class Pipeline:
         self._late: list[Entry] = []
         self._late_bytes = 0
         self._flush_failed_at: float | None = None
+        self._lost_seen = self.counters["lost"]
         self._next_bootstrap = 0.0
         self._bootstrap_pause = 1.0
         self._own_calls = TimedCalls("logbun-pipeline")
@@ -390,7 +398,8 @@ class Pipeline:
                 break
             self.redelivery.nudge()
             self._finished.wait(_LOOK)
-        delivered = delivered and not more and not self.redelivery.parked()
+        lost = self._lost_since_last_look()
+        delivered = delivered and not (more or self.recovery.parked() or lost)
         self._flush_failed_at = None if delivered else time.monotonic()
         return delivered
 
@@ -405,12 +414,15 @@ class Pipeline:
     def _more_to_come(self) -> bool:
         if self.bootstrap_error is not None or not self.databases.healthy():
             return False  # the rest waits in files until there is a database
-        if self.redelivery.recovering or (
-            self.redelivery.parked() and not self.redelivery.held_up()
-        ):
+        if self.recovery.running or (self.recovery.parked() and not self.redelivery.held_up()):
             return True
         self._ask_back()
         return self.redelivery.scanning
+
+    def _lost_since_last_look(self) -> bool:
+        """Tell whether events were lost since ``flush`` looked last."""
+        before, self._lost_seen = self._lost_seen, self.counters["lost"]
+        return self._lost_seen > before
 
     def _ask_back(self) -> None:
         if self.flusher.spilled:
@@ -456,6 +468,8 @@ class Pipeline:
         if not delivered:
             self._give_up(deadline)
         self._close(lambda: self.redelivery.stop(_left(deadline)), deadline)
+        if self.recovery.unfinished() or self._lost_since_last_look():
+            delivered = False
         self.retention.stop(min(_RETENTION_WAIT, _left(deadline)))
         self.flusher.stop(min(_WORKERS_WAIT, _left(deadline)))
         self.delivery.close()

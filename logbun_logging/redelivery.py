@@ -8,31 +8,18 @@ again. Only one pass runs at a time, whoever asks for it.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable
 
-from logbun_logging.batching import Buffers
 from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.dlq_scan import DlqScanner
-from logbun_logging.event import Entry
-from logbun_logging.files import remove_leftovers
 from logbun_logging.options import RetryOptions
+from logbun_logging.recovery import Recovery
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
-from logbun_logging.wal import AdoptedLog, Segment, WalWriter, adopt_abandoned, read_segment
 
 __all__ = ["Redelivery"]
-
-#: How often recovery looks whether there is room again, in seconds.
-_LOOK = 0.02
-
-#: Recovered events that are let in together, between two looks at the database's health.
-_PORTION = 64
 
 #: How long the DLQ is left alone when it takes nothing, in seconds.
 _REFUSED_PAUSE = 5.0
@@ -45,14 +32,11 @@ class Redelivery:
     """Recovery and DLQ scans of one process.
 
     Args:
-        folder: the namespace's folder.
-        buffers: recovered events go the way of all others.
+        recovery: reads WAL files back.
         dlq: where dead letters are.
         scanner: tries them.
-        wal: our own log.
         retry: times and bounds of the scans.
         bootstrap: opens the database; returns whether it is open.
-        healthy: tells whether the database takes events.
         counters: what happened.
         reporter: told of problems.
         tend: called at every look.
@@ -63,28 +47,22 @@ class Redelivery:
     def __init__(
         self,
         *,
-        folder: Path,
-        buffers: Buffers,
+        recovery: Recovery,
         dlq: DeadLetterQueue,
         scanner: DlqScanner,
-        wal: WalWriter,
         retry: RetryOptions,
         bootstrap: Callable[[], bool],
-        healthy: Callable[[], bool],
         counters: Counters,
         reporter: Reporter,
         tend: Callable[[], None] = lambda: None,
         stopping: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder = folder
-        self._buffers = buffers
+        self._recovery = recovery
         self._dlq = dlq
         self._scanner = scanner
-        self._wal = wal
         self._retry = retry
         self._bootstrap = bootstrap
-        self._healthy = healthy
         self._counters = counters
         self._reporter = reporter
         self._tend = tend
@@ -94,10 +72,7 @@ class Redelivery:
         self._stopping = stopping
         self._scan_soon = False
         self._scanning = False
-        self._adopted: list[AdoptedLog] = []
         self._thread: threading.Thread | None = None
-        self._read_parked_at = -math.inf
-        self.recovering = False
 
     def start(self) -> None:
         """Start the thread.
@@ -105,7 +80,7 @@ class Redelivery:
         Raises:
             RuntimeError: the interpreter is ending and starts no more threads.
         """
-        self.recovering = True
+        self._recovery.running = True
         thread = threading.Thread(target=self._run, name="logbun-maintenance", daemon=True)
         thread.start()
         self._thread = thread
@@ -120,20 +95,13 @@ class Redelivery:
         """A scan that was asked for has not ended yet."""
         return self._scan_soon or self._scanning
 
-    def parked(self) -> int:
-        """Return how many records wait in WAL files alone, to be read back."""
-        adopted = sum(
-            len(segment.parked) for log in [*self._adopted] for segment in [*log.segments]
-        )
-        return self._wal.parked() + adopted
-
     def held_up(self) -> bool:
         """Tell whether what is parked waits for room in the DLQ, which has not taken it.
 
         It is read back again after a pause, and as soon as a file leaves the DLQ.
         """
-        pause = time.monotonic() < self._read_parked_at + _REFUSED_PAUSE
-        return pause and self._dlq.refused_at >= self._read_parked_at
+        pause = time.monotonic() < self._recovery.read_parked_at + _REFUSED_PAUSE
+        return pause and self._dlq.refused_at >= self._recovery.read_parked_at
 
     def nudge(self) -> None:
         """Look now whether something has to be done."""
@@ -145,14 +113,11 @@ class Redelivery:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout)
-        for log in self._adopted:
-            log.release()
-            log.abandon()
+        self._recovery.close()
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's locks."""
-        for log in self._adopted:
-            log.abandon()
+        self._recovery.abandon()
         self._dlq.abandon()
 
     def run_pass(self) -> bool:
@@ -160,11 +125,11 @@ class Redelivery:
         if not self._pass_lock.acquire(blocking=False):
             return False
         try:
-            self._recover()
+            self._recovery.run()
             self._scan(by_hand=True)
         finally:
+            self._recovery.release()
             self._pass_lock.release()
-            self._release()
         return True
 
     def _run(self) -> None:
@@ -174,15 +139,16 @@ class Redelivery:
         while not self._stopping.is_set():
             try:
                 self._tend()
-                self._release()
                 opened = self._bootstrap()
                 now = self._clock()
                 with self._pass_lock:
+                    self._recovery.release()
                     if now >= next_adoption:
                         next_adoption = now + self._retry.scan_interval
-                        self._recover()
+                        if not self._recovery.run():
+                            next_adoption = now  # as soon as the database answers
                     elif opened and not self.held_up():
-                        self._read_parked()
+                        self._recovery.read_parked()
                     if now >= next_scan or (self._scan_soon and opened):
                         next_scan = now + self._retry.scan_interval
                         self._scan()
@@ -193,102 +159,6 @@ class Redelivery:
                 self._reporter.report("maintenance_failed", logging.ERROR, reason=reason)
             self._wake.wait(pause)
             self._wake.clear()
-
-    # ── the WAL ──
-
-    def _recover(self) -> None:
-        try:
-            for log in adopt_abandoned(self._folder / "wal", self._wal.instance):
-                self._adopted.append(log)
-                for segment in [*log.segments]:
-                    if not self._read(segment):
-                        return
-                    log.release()
-            for log in self._adopted:
-                for segment in [*log.segments]:
-                    if segment.unread and not self._read(segment):  # it could not be read before
-                        return
-            for folder in (self._folder, self._folder / "wal", self._folder / "dlq"):
-                remove_leftovers(folder)
-            self._read_parked()
-        finally:
-            self.recovering = False
-
-    def _read_parked(self) -> None:
-        """Read back what was left to the WAL alone, now that there is room and a database."""
-        if not self._buffers.spacious() or not self._healthy():
-            return
-        adopted = [segment for log in self._adopted for segment in log.segments]
-        self._read_parked_at = time.monotonic()
-        for segment in (
-            *self._wal.take_parked(),
-            *(found for found in adopted if found.parked and not found.unread),
-        ):
-            if not self._read(segment):
-                return
-
-    def _read(self, segment: Segment) -> bool:
-        """Let into memory what only the segment's file has; return False if we are to stop."""
-        parked = len(segment.parked)
-        wanted = None if segment.unread else {*segment.parked}
-        known = {entry.payload for entry in [*segment.pending]}
-        entries = read_segment(segment, self._damaged)
-        problem: OSError | None = None
-        while problem is None:
-            portion: list[Entry] = []
-            try:
-                portion.extend(islice(entries, _PORTION))
-            except OSError as error:  # what was read before is in the portion
-                problem = error
-            if not portion:
-                break
-            fresh = [
-                entry
-                for entry in portion
-                if entry.payload not in known and (wanted is None or hash(entry.payload) in wanted)
-            ]
-            left = self._readmit(fresh)
-            for entry in {*portion}.difference(fresh) | {*left}:
-                segment.pending.pop(entry, None)  # it is in the file alone, as before
-            if left:
-                return False
-        if problem is not None:  # the other files are to be had
-            reason = f"{type(problem).__name__}: {problem}"
-            self._reporter.report("recovery_failed", logging.ERROR, reason=reason)
-            return True
-        self._wal.unpark(segment, parked)
-        return True
-
-    def _release(self) -> None:
-        for log in [*self._adopted]:
-            if log.release():
-                self._adopted.remove(log)
-
-    def _readmit(self, entries: Sequence[Entry]) -> deque[Entry]:
-        """Let recovered entries into memory as there is room; return what is left if we stop."""
-        waiting = deque(entries)
-        while waiting and not self._stopping.is_set():
-            admitted: list[Entry] = []
-            if not self._healthy():
-                self._bootstrap()  # a record is nowhere safer than in the WAL: it waits there
-            elif self._buffers.spacious():
-                refused: dict[str | None, list[Entry]] = {}  # one tenant's holds up no other's
-                while waiting and not (admitted and self._buffers.would_wait(waiting[0])):
-                    entry = waiting.popleft()
-                    if entry.tenant_id in refused or self._buffers.readmit(entry) != "admitted":
-                        refused.setdefault(entry.tenant_id, []).append(entry)
-                    else:
-                        admitted.append(entry)
-                for left in refused.values():
-                    waiting.extendleft(reversed(left))
-                self._buffers.put(admitted)
-            if waiting and not admitted:
-                self._stopping.wait(_LOOK)
-        return waiting
-
-    def _damaged(self, path: Path, records: int) -> None:
-        self._counters.add("corrupt", records)
-        self._reporter.report("corrupt", logging.ERROR, records=records, file=str(path))
 
     # ── the DLQ ──
 

@@ -9,38 +9,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from logbun_logging.handlers import AuditQueueHandler
+import msgspec
+
+from logbun_logging.event_dict import EventDictCall, level_of, read_event_dict
 from logbun_logging.record import AuditRecord
+from logbun_logging.reporting import LOGGER_NAME
 from logbun_logging.trail import AuditTrail, get_trail
+from logbun_logging.values import safe_str
 
 __all__ = ["AuditProcessor"]
 
-#: What structlog's own processors add, and an audit event has another place for.
-_STRUCTLOG_KEYS: Final = ("level", "logger", "timestamp", "log_level")
-
-#: Where its stdlib loggers keep the arguments of a message.
-_ARGS: Final = "positional_args"
-
-_LEVELS: Final = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warn": logging.WARNING,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-    "err": logging.ERROR,
-    "exception": logging.ERROR,
-    "critical": logging.CRITICAL,
-    "fatal": logging.CRITICAL,
-}
-
-#: What the stdlib's ``Logger.log`` takes beside ``extra``.
-_CALL_KEYS: Final = ("exc_info", "stack_info", "stacklevel")
-
-#: ``extra`` keys that the stdlib refuses with a KeyError.
-_RESERVED: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime"})
+#: What to do where a renderer comes first.
+_MISPLACED: Final = (
+    "AuditProcessor gets a %s from the processor before it, which renders: let AuditProcessor"
+    " stand in its place"
+)
 
 
 class AuditProcessor:
@@ -48,9 +34,10 @@ class AuditProcessor:
 
     Args:
         trail: for use without stdlib loggers: the trail, or its namespace. Without it, the
-        processor
-            must be the last one before a stdlib logger (``structlog.stdlib.LoggerFactory``).
-        logger_name: for use without stdlib loggers: the name in the records.
+            processor must be the last one before a stdlib logger
+            (``structlog.stdlib.LoggerFactory``).
+        logger_name: for use without stdlib loggers: the name in the records. Where a level was set
+            for the stdlib logger of that name, and for the trail's handler, it holds.
     """
 
     def __init__(
@@ -58,46 +45,57 @@ class AuditProcessor:
     ) -> None:
         self._trail = trail
         self._logger_name = logger_name
+        self._told = False
 
     def __call__(
-        self, _logger: Any, method_name: str, event_dict: MutableMapping[str, Any]
+        self, logger: Any, method_name: str, event_dict: Any
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Process one event dictionary; returns the arguments of the stdlib logger's method.
 
         Raises:
             structlog.DropEvent: as the terminal processor, to say that nothing is left to do.
         """
-        fields = dict(event_dict)
-        action = fields.pop("event", None)
-        for key in _STRUCTLOG_KEYS:
-            fields.pop(key, None)
-        # structlog's stdlib loggers leave it to a processor to format the message.
-        args = fields.pop(_ARGS) if isinstance(fields.get(_ARGS), tuple) else ()
-        call: dict[str, Any] = {key: fields.pop(key) for key in _CALL_KEYS if key in fields}
+        if not isinstance(event_dict, Mapping):
+            event_dict = self._unrendered(event_dict)
+        name = getattr(logger, "name", self._logger_name)
+        call = read_event_dict(event_dict, method_name, name)
         if self._trail is None:
-            extra = {f"{key}_" if key in _RESERVED else key: fields[key] for key in fields}
-            return (action, *args), {**call, "extra": extra}
+            return (call.action, *call.args), {**call.options, "extra": call.fields}
         trail = get_trail(self._trail) if isinstance(self._trail, str) else self._trail
-        self._record(trail.handler, method_name, (action, *args), fields, call)
+        self._record(trail, level_of(method_name), call)
         from structlog import DropEvent  # noqa: PLC0415 - whoever calls a processor has it loaded
 
         raise DropEvent
 
-    def _record(
-        self,
-        handler: AuditQueueHandler,
-        method_name: str,
-        message: tuple[Any, ...],
-        fields: Mapping[str, Any],
-        call: Mapping[str, Any],
-    ) -> None:
-        level = _LEVELS.get(method_name, logging.INFO)
-        extra = {f"{key}_" if key in _RESERVED else key: fields[key] for key in fields}
-        exc_info = call.get("exc_info")
-        if not exc_info and not call.get("stack_info") and len(message) == 1:
-            handler.handle(AuditRecord(self._logger_name, level, message[0], extra, time.time()))
+    def _unrendered(self, rendered: object) -> Mapping[str, Any]:
+        """Return the event dictionary that was rendered, as far as it can be read.
+
+        The application is told once that its processors stand in the wrong order.
+        """
+        if not self._told:
+            self._told = True
+            logging.getLogger(LOGGER_NAME).warning(_MISPLACED, type(rendered).__name__)
+        found = rendered
+        if isinstance(rendered, tuple) and rendered and isinstance(rendered[0], tuple):
+            found = rendered[0][0] if rendered[0] else None  # of wrap_for_formatter
+        elif isinstance(rendered, str | bytes):
+            try:
+                found = msgspec.json.decode(rendered)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                found = None
+        return found if isinstance(found, Mapping) else {"event": safe_str(rendered)}
+
+    def _record(self, trail: AuditTrail, level: int, call: EventDictCall) -> None:
+        handler = trail.handler
+        if level < max(handler.level, logging.getLogger(self._logger_name).level):
+            return
+        options = call.options
+        if not options.get("exc_info") and not options.get("stack_info") and not call.args:
+            handler.handle(
+                AuditRecord(self._logger_name, level, call.action, call.fields, time.time())
+            )
             return
         # The stdlib knows what every form of exc_info, stack_info and arguments means.
         logger = logging.Logger(self._logger_name)  # noqa: LOG001 - of this one call
         logger.addHandler(handler)
-        logger.log(level, *message, extra=extra, **call)
+        logger.log(level, call.action, *call.args, extra=call.fields, **options)

@@ -432,15 +432,22 @@ class AuditTrail:
 
         Besides the counters of :data:`~logbun_logging.stats.COUNTERS`: ``queued`` and
         ``queued_bytes`` (in memory), ``queued_by_tenant``, ``wal`` (``segments``, ``bytes``,
-        ``oldest``, ``parked``), ``dlq`` (files and events by state), ``ready``, ``circuit_open``,
-        ``databases`` (``open``, ``down``, and ``in_use`` where each tenant has its own), ``mode``.
+        ``adopted_bytes``, ``oldest``, ``parked``), ``dlq`` (files and events by state), ``ready``,
+        ``circuit_open``, ``databases`` (``open``, ``down``, and ``in_use`` where each tenant has
+        its own), ``mode``.
         """
         parts = self._pipeline
         segments, size, oldest = parts.wal.usage()
-        parked = parts.redelivery.parked()
+        adopted, oldest_adopted = parts.recovery.adopted()
         return {
             **parts.buffers.books(),
-            "wal": {"segments": segments, "bytes": size, "oldest": oldest, "parked": parked},
+            "wal": {
+                "segments": segments,
+                "bytes": size,
+                "adopted_bytes": adopted,
+                "oldest": min(filter(None, (oldest, oldest_adopted)), default=None),
+                "parked": parts.recovery.parked(),
+            },
             "dlq": parts.dlq.counts(),
             "ready": parts.opened.is_set(),
             "circuit_open": parts.databases.figures()["down"] > 0,

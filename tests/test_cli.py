@@ -353,6 +353,67 @@ def test_a_tenant_s_dead_letters_alone_are_inserted(tmp_path, letters, url):
     assert [file["name"] for file in found] == [pending]
 
 
+@pytest.fixture
+def tenantless(letters):
+    """A file whose event the service has refused, because it names no tenant."""
+    queue = DeadLetterQueue(letters[0] / "dlq", DlqOptions())
+    rows = [encode_event(event(9, tenant_id=None))]
+    return queue.put(None, rows, "refused: no tenant", tenant_required=True)
+
+
+def test_what_was_refused_for_its_missing_tenant_is_not_inserted(
+    tmp_path, letters, url, tenantless
+):
+    store(tmp_path)
+    assert "tenant_id=TENANT" in run("dlq", "retry", letters[0], url, tenantless, status=2).stderr
+    assert "2 events" in run("dlq", "retry", letters[0], url, "--all").stderr
+    out = run("query", url, "--all-tenants", "-f", "ndjson").stdout
+    assert sorted(json.loads(line)["entity_id"] for line in out.splitlines()) == ["1", "2"]
+    assert tenantless in run("dlq", "list", letters[0]).stdout
+
+
+def test_a_missing_tenant_may_be_given(tmp_path, letters, url, tenantless):
+    store(tmp_path)
+    folder, pending, _ = letters
+    for wrong in ("tenant_id=", "actor_id=x", "x"):
+        run("dlq", "retry", folder, url, tenantless, "--set", wrong, status=2)
+    assert run("dlq", "retry", folder, url, "--all", "--set", "tenant_id=t9", status=2).stderr
+    assert run("dlq", "retry", folder, url, pending, "--set", "tenant_id=t9", status=1).stderr
+    given = run("dlq", "retry", folder, url, tenantless, "--set", "tenant_id=t9").stderr
+    assert "1 events" in given
+    out = run("query", url, "--tenant", "t9", "-f", "ndjson").stdout
+    assert [json.loads(line)["entity_id"] for line in out.splitlines()] == ["9"]
+    assert tenantless not in run("dlq", "list", folder).stdout
+
+
+def test_a_mixed_file_is_shown_and_inserted(tmp_path, letters, url):
+    folder, pending, _ = letters
+    store(tmp_path)
+    queue = DeadLetterQueue(folder / "dlq", DlqOptions())
+    rows = [encode_event(event(n, tenant_id=tenant)) for n, tenant in enumerate(("t1", "t2"), 7)]
+    name = queue.put(None, rows, "spilled", mixed=True)
+    assert "(several)" in run("dlq", "list", folder).stdout
+    shown = run("dlq", "show", folder, name, "-f", "ndjson").stdout
+    assert [json.loads(line)["tenant_id"] for line in shown.splitlines()] == ["t1", "t2"]
+    assert "2 events" in run("dlq", "retry", folder, url, "--all", "-t", "t1").stderr
+    assert "2 events" in run("dlq", "retry", folder, url, name).stderr
+    assert pending not in run("dlq", "list", folder).stdout
+
+
+def test_a_tenant_s_database_gets_its_part_of_a_mixed_file(tmp_path, tenants):
+    queue = DeadLetterQueue(tenants / "dlq", DlqOptions())
+    rows = [
+        encode_event(event(n, tenant_id=tenant, action="mixed"))
+        for n, tenant in enumerate(("t1", "t2", "t1"), 20)
+    ]
+    name = queue.put(None, rows, "spilled", mixed=True)
+    url = f"sqlite:///{tmp_path}/t1.db"
+    assert "2 events" in run("dlq", "retry", tenants, url, name, "-t", "t1").stderr
+    assert [event.tenant_id for event in queue.show(name)] == ["t2"]
+    assert queue.list()[-1].envelope.attempts == 0
+    assert run("dlq", "retry", tenants, url, name, "-t", "t1", status=2).stderr
+
+
 def test_a_file_that_a_service_works_on_is_left_to_it(tmp_path, letters, url):
     folder, pending, _ = letters
     store(tmp_path)

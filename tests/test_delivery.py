@@ -173,3 +173,15 @@ def test_whether_an_insert_has_worked_since_is_known(make_delivery):
     assert not delivery.stored_since("t", 0.0)
     delivery.attempt([("t", payloads(1, start=1))])
     assert delivery.stored_since("t", 0.0)
+
+
+def test_an_event_of_another_tenant_is_refused_and_the_others_are_stored(make_delivery):
+    adapter = SharedMemoryAdapter()
+    rows = payloads(5)
+    named = b'"tenant_id":"t"'
+    forged = rows[2] = rows[2].replace(named, named + b',"tenant_id":"victim"')
+    ((row, outcome),) = make_delivery(adapter).bisect("t", rows)
+    assert (row, outcome.verdict) == (forged, Verdict.REFUSED)
+    assert "'victim'" in outcome.reason
+    assert {event.tenant_id for event in adapter.events.values()} == {"t"}
+    assert len(adapter.events) == 4

@@ -269,6 +269,10 @@ BAD_OPTIONS = [
         {"batching": {"max_size": 2000, "max_queue_size": 1000}},
         "batching.max_size=2000: allowed is at most batching.max_queue_size, which is 1,000",
     ),
+    (
+        {"limits": {"max_payload_bytes": 200_000, "max_queued_bytes": 100_000}},
+        "limits.max_payload_bytes=200000: allowed is at most limits.max_queued_bytes, .* 100,000",
+    ),
     ({"batching": {"max_size": 1001}}, "batching.max_size=1001"),
     ({"batching": BatchingOptions(max_size=1001)}, "batching.max_size=1001"),
     ({"retention": {"cron": "0 3 * * *"}}, "retention.cron='0 3 .*with retention.days or"),

@@ -51,11 +51,16 @@ def make_wal(tmp_path):
         wal.close()
 
 
+def unexpected(path, error):
+    raise AssertionError(path) from error
+
+
 def recover(folder):
     """Adopt everything that is abandoned; return payloads and damaged counts."""
     payloads, damaged = [], []
-    for log in adopt_abandoned(folder, None):
+    for log in adopt_abandoned(folder, None, unexpected):
         for segment in log.segments:
+            segment.unread = False
             for found in read_segment(segment, lambda *what: damaged.append(what)):
                 payloads.append(found.payload)
                 segment.pending.pop(found)

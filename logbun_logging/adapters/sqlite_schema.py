@@ -1,7 +1,8 @@
 """The table in a SQLite file: whether it is as it should be, and making it so.
 
-sqlite-utils reads what an older table has. It is imported only where something has to be made or
-changed: where pandas is installed it imports that, which takes a second and 70 MiB.
+sqlite-utils reads what an older table has. It is imported only where there is one: where pandas is
+installed it imports that, which takes a second and 70 MiB, and cannot be done any more when the
+interpreter ends.
 
 A file that has no other tables is ours, and so is its ``user_version``. It counts the changes that
 an older version of this library could not live with; an added column is none.
@@ -33,19 +34,12 @@ def migrate(connection: sqlite3.Connection) -> None:
     """
     if _is_up_to_date(connection):
         return
-    import sqlite_utils  # noqa: PLC0415 - see above; forks wait for calls under way, so for this
-
-    database = sqlite_utils.Database(connection)
     connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.execute(sql.CREATE_TABLE)
-        table = database.table(sql.TABLE)
-        present = table.columns_dict
-        for name in sql.COLUMNS:
-            if name not in present:
-                connection.execute(sql.add_column(name))
-        if table.pks != ["id"]:
-            connection.execute(sql.unique_id())
+        if _has_table(connection):
+            _add_what_is_missing(connection)
+        else:
+            connection.execute(sql.CREATE_TABLE)
         for name, what in sql.INDEXES.items():
             connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {what}")
         if _is_ours(connection):
@@ -55,6 +49,23 @@ def migrate(connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _has_table(connection: sqlite3.Connection) -> bool:
+    found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [sql.TABLE])
+    return found.fetchone() is not None
+
+
+def _add_what_is_missing(connection: sqlite3.Connection) -> None:
+    import sqlite_utils  # noqa: PLC0415 - see above; forks wait for calls under way, so for this
+
+    table = sqlite_utils.Database(connection).table(sql.TABLE)
+    present = table.columns_dict
+    for name in sql.COLUMNS:
+        if name not in present:
+            connection.execute(sql.add_column(name))
+    if table.pks != ["id"]:
+        connection.execute(sql.unique_id())
 
 
 def _is_up_to_date(connection: sqlite3.Connection) -> bool:

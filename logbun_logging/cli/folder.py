@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -169,15 +170,24 @@ def dlq_retry(
     tenant: Annotated[
         str | None, typer.Option("--tenant", "-t", help="Only this tenant's, whose database it is.")
     ] = None,
+    repair: Annotated[
+        str | None,
+        typer.Option("--set", help="tenant_id=TENANT: whose events are that named no tenant."),
+    ] = None,
 ) -> None:
     """Insert files into a database now; dead ones as well, if they are named.
 
     What a process that has died left in its write-ahead log is delivered, too. Where each tenant
     has a database of its own, --tenant says whose this one is; nothing of others gets into it.
+    Events that the service has refused, because they name no tenant, are given one by --set.
     """
     queue = _queue(folder)
-    owner = clean_tenant_id(tenant, LimitOptions().max_string_bytes) if tenant else None
-    chosen = _chosen(queue, names, every=every, state="pending", tenant=owner)
+    owner = _clean(tenant) if tenant else None
+    separate = (folder / "tenants.ndjson").is_file()
+    chosen = _chosen(queue, names, every=every, state="pending", tenant=owner, mixed=separate)
+    if repair is not None:
+        chosen = _repaired(queue, chosen, names, repair)
+    chosen = _allowed(queue, chosen, named=bool(names))
     where = _destination(folder, queue, url, owner)
     with open_database(url):
         pass  # says so if it cannot be opened: a trail would wait for it
@@ -185,7 +195,8 @@ def dlq_retry(
     with AuditTrail(namespace=absolute.name, data_dir=absolute.parent, **where) as trail:
         trail.ready()
         inserted = sum(trail.dlq.retry(name) for name in chosen)
-        left = {file.name for file in trail.dlq.list()} & set(chosen)
+        left = {file.name for file in trail.dlq.list() if _is_left(trail.dlq, file, owner)}
+        left &= set(chosen)
     warn(f"{inserted} events are in the database now")
     if left:
         raise LogbunError(f"{len(left)} files are left, {min(left)} for one: see dlq list")
@@ -318,7 +329,7 @@ def _destination(
     if owner is None:
         allowed = "the tenant whose database URL is: each tenant of this namespace has its own"
         raise ConfigurationError("--tenant", None, allowed)
-    waiting = {file.envelope.tenant_id for file in queue.list() if file.envelope}
+    waiting = {tenant for file in queue.list() for tenant in _tenants(queue, file)}
     if owner not in waiting.union(TenantRegistry(registry).tenants()):
         raise ConfigurationError("--tenant", owner, f"a tenant that {registry} names")
 
@@ -346,18 +357,67 @@ def _chosen(
     every: bool,
     state: State,
     tenant: str | None = None,
+    mixed: bool = False,
 ) -> list[str]:
-    """Return the names of the files that were named, or of all: those of *tenant*, if given."""
+    """Return the names of the files that were named, or of all: those of *tenant*, if given.
+
+    With *mixed* a file of several tenants is among them if it has any of this tenant's events.
+    """
     if bool(names) == every:
         raise ConfigurationError("NAMES", names, "names of files, or --all")
     found = queue.list(state) if every else [_find(queue, name) for name in names or ()]
     if tenant is None:
         return [file.name for file in found]
-    own = [file for file in found if file.envelope and file.envelope.tenant_id == tenant]
+    own = [file for file in found if _is_of(queue, file, tenant, mixed=mixed)]
     if not every and len(own) < len(found):
         other = next(file.name for file in found if file not in own)
         raise ConfigurationError("NAMES", other, f"files of the tenant {tenant!r}")
     return [file.name for file in own]
+
+
+def _is_of(queue: DeadLetterQueue, file: DlqFile, tenant: str, *, mixed: bool) -> bool:
+    if file.envelope is None or (file.envelope.mixed and not mixed):
+        return False
+    return tenant in _tenants(queue, file)
+
+
+def _is_left(queue: DeadLetterQueue, file: DlqFile, owner: str | None) -> bool:
+    """Tell whether a file still has anything that was to be inserted: others' events were not."""
+    return owner is None or owner in _tenants(queue, file)
+
+
+def _tenants(queue: DeadLetterQueue, file: DlqFile) -> set[str | None]:
+    """Return whose events are in a file; nobody's if that is not known."""
+    if file.envelope is None:
+        return set()
+    if not file.envelope.mixed:
+        return {file.envelope.tenant_id}
+    with suppress(KeyError):  # delivered meanwhile
+        return {event.tenant_id for event in queue.show(file.name)}
+    return set()
+
+
+def _allowed(queue: DeadLetterQueue, chosen: list[str], *, named: bool) -> list[str]:
+    """Leave out what the service has refused for its missing tenant; an error if it was named."""
+    refused = {f.name for f in queue.list() if f.envelope and f.envelope.tenant_required}
+    for name in refused.intersection(chosen) if named else ():
+        allowed = "files whose events have a tenant, or --set tenant_id=TENANT with it"
+        raise ConfigurationError("NAMES", name, allowed)
+    return [name for name in chosen if name not in refused]
+
+
+def _repaired(
+    queue: DeadLetterQueue, chosen: list[str], names: list[str] | None, repair: str
+) -> list[str]:
+    """Give the events of the files that were named a tenant; return the files' new names."""
+    field, _, value = repair.partition("=")
+    if field != "tenant_id" or not value or not names:
+        raise ConfigurationError("--set", repair, "tenant_id=TENANT, and names of files")
+    return [queue.assign(name, _clean(value)) for name in chosen]
+
+
+def _clean(tenant: str) -> str:
+    return clean_tenant_id(tenant, LimitOptions().max_string_bytes)
 
 
 def _row(file: DlqFile) -> tuple[object, ...]:
@@ -367,7 +427,7 @@ def _row(file: DlqFile) -> tuple[object, ...]:
     return (
         file.name,
         file.state,
-        known.tenant_id,
+        "(several)" if known.mixed else known.tenant_id,
         known.count,
         known.attempts,
         known.last_failed_at,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Final
 
@@ -84,8 +84,7 @@ class Claim:
             found = decode_head(file.readline(MAX_HEAD))
         if found is not None:
             return found
-        events = sum(1 for _ in self.entries())
-        return new_envelope(None, events, "the envelope was damaged", mixed=True)
+        return new_envelope(None, 0, "the envelope was damaged", mixed=True)
 
     def entries(self) -> Iterator[Entry]:
         """Yield the undamaged events in order.
@@ -151,8 +150,8 @@ class Claim:
         if not self.damaged or self.corrupt is not None:
             return
         target = next(path for path in self._corrupt_names() if not os.path.lexists(path))
-        pieces = read_pieces(self._descriptor)
-        if sum(len(piece) for piece in pieces if isinstance(piece, bytes)) > _MAX_DAMAGE:
+        sizes = accumulate(map(len, _damage(self._descriptor)))
+        if any(size > _MAX_DAMAGE for size in sizes):
             os.link(self._path, target, follow_symlinks=False)
         else:
             write_atomically(target, _damage(self._descriptor))

@@ -24,7 +24,7 @@ from logbun_logging.dlq.envelope import (
 )
 from logbun_logging.dlq.listing import Listing
 from logbun_logging.errors import LogbunError
-from logbun_logging.event import AuditEvent, Entry, decode_event
+from logbun_logging.event import AuditEvent, Entry, decode_event, encode_event
 from logbun_logging.files import make_folder, open_regular, sync_folder, write_atomically
 from logbun_logging.options import DlqOptions
 
@@ -245,6 +245,30 @@ class DeadLetterQueue:
             ValueError: *name* is not the name of a file in the folder.
         """
         return self._retry(None if name is None else _checked(name))
+
+    def assign(self, name: str, tenant_id: str) -> str:
+        """Give the events of a file that have no tenant one; return the name of their new file.
+
+        Raises:
+            LogbunError: the file cannot be had, or some of its events have a tenant.
+            ValueError: *name* is not the name of a file in the folder.
+            DlqFullError: there is no room for the new file beside the old one.
+            OSError: it cannot be read or written.
+        """
+        claim = self.claim(name, "pending") or self.claim(name, "dead")
+        if claim is None:
+            raise LogbunError(f"{name} is gone, or is being retried just now")
+        try:
+            events = [decode_event(entry.payload) for entry in claim.entries()]
+            if any(event.tenant_id is not None for event in events):
+                raise LogbunError(f"{name} has events that have a tenant")
+            owned = [msgspec.structs.replace(event, tenant_id=tenant_id) for event in events]
+            # Killed between the two, it leaves both files: the old one's events are refused again.
+            new = self.put(tenant_id, [*map(encode_event, owned)], claim.envelope().reason)
+            claim.done()
+        finally:
+            claim.put_back()
+        return new
 
     def delete(self, name: str) -> bool:
         """Remove a pending or dead file with its events for good; False if it cannot be had.

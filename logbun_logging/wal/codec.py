@@ -79,7 +79,8 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 def entry_of(payload: bytes, *, check: bool = False) -> Entry | None:
     """Return the entry of a recovered payload, or None if it is not an event.
 
-    Only what the pipeline needs is decoded, unless *check* asks for the whole.
+    Only what the pipeline needs is decoded, unless *check* asks for the whole. JSON that is nested
+    too deep to be decoded is none that the encoder of events writes.
     """
     try:
         return Entry((decode_event if check else _decode_head)(payload).tenant_id, payload)

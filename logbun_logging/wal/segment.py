@@ -58,7 +58,7 @@ class Segment:
         pending: entries in memory that are not acknowledged, oldest first.
         parked: hashes of the records whose only copy is this file; they have to be read back. Eight
             bytes each, and what else is in the file is not delivered again.
-        parked_since: when the first of those was created.
+        parked_since: when the first of those was created, or the first record of an unread file.
         sealed: nothing is appended any more.
         unread: left by a dead process, and not read to its end yet.
         failed: a write or sync failed, so what is pending must be written again elsewhere.
@@ -126,7 +126,7 @@ class Segment:
 
     def oldest(self) -> str | None:
         """Return when the oldest event was created that is pending or parked."""
-        parked = self.parked_since if self.parked else None
+        parked = self.parked_since if self.parked or self.unread else None
         while self.pending:
             with suppress(RuntimeError, StopIteration):  # another thread appended just now
                 pending = decode_event(next(iter(self.pending)).payload).created_at

@@ -2,22 +2,27 @@
 
 The parts are the real ones, on real files, but without threads: the test is the listener, the flush
 worker, the keeper and the maintenance thread, and so it can do things in any order. The model is a
-dictionary of everything that was accepted. At every step each of those events is in the database or
-in a file that the next process would read; at the end, when every fault has been mended, each is in
-the database once.
+dictionary of everything that was accepted. Recovery may be broken off at any record: by an outage,
+by an orderly end, by a kill. At every step each of those events is in the database or in a file
+that the next process would read; at the end, when every fault has been mended, each is in the
+database once.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import shutil
 import tempfile
 import threading
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from logbun_logging import recovery
 from logbun_logging.batching import Buffers
 from logbun_logging.breaker import CircuitBreaker
 from logbun_logging.delivery import Delivery
@@ -32,6 +37,7 @@ from logbun_logging.options import (
     RetryOptions,
     WalOptions,
 )
+from logbun_logging.recovery import Recovery
 from logbun_logging.redelivery import Redelivery
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
@@ -96,26 +102,38 @@ class Parts:
             reporter=reporter,
             stopping=stopping,
         )
-        self.redelivery = Redelivery(
+        self.recovery = Recovery(
             folder=folder,
             buffers=self.buffers,
-            dlq=self.dlq,
-            scanner=scanner,
             wal=self.wal,
-            retry=retry,
-            bootstrap=lambda: True,
-            healthy=lambda: True,
+            healthy=self.healthy,
             counters=self.counters,
             reporter=reporter,
             stopping=stopping,
         )
-        self.redelivery._stopping.wait = lambda _: self.make_room(clock)
+        self.looks_left = math.inf
+        self.redelivery = Redelivery(
+            recovery=self.recovery,
+            dlq=self.dlq,
+            scanner=scanner,
+            retry=retry,
+            bootstrap=lambda: True,
+            counters=self.counters,
+            reporter=reporter,
+            stopping=stopping,
+        )
+        self.recovery._stopping.wait = lambda _: self.make_room(clock)
         self.wal.open()
 
     def make_room(self, clock):
         """Do what the flush worker does while recovery waits for room."""
         clock.now += 10.0
         self.flusher.run_here()
+
+    def healthy(self):
+        """Tell recovery that it may go on, until it has looked so often."""
+        self.looks_left -= 1
+        return self.looks_left >= 0
 
     def die(self):
         """Let go of everything as the kernel does."""
@@ -127,6 +145,8 @@ class Parts:
 class Model(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(recovery, "_PORTION", 3)  # so that a file has several
         self.root = Path(tempfile.mkdtemp(prefix="model-"))
         self.folder = self.root / "ns"
         self.adapter = SharedMemoryAdapter()
@@ -149,6 +169,7 @@ class Model(RuleBasedStateMachine):
             for parts in (self.parts, *self.others):
                 parts.die()
             shutil.rmtree(self.root)
+            self.patch.undo()
 
     # ── what an application does ──
 
@@ -249,6 +270,18 @@ class Model(RuleBasedStateMachine):
     def other_process_dies(self):
         self.others.pop().die()
 
+    @rule(looks=st.integers(0, 8), killed=st.booleans(), ends=st.booleans())
+    def break_recovery_off(self, looks, killed, ends):
+        """Let an outage begin while files are read, and perhaps the process end in order then."""
+        if killed:
+            self.crash()
+        self.parts.looks_left = looks
+        self.parts.redelivery.run_pass()
+        if ends:
+            self.shut_down(clean=False)
+        else:
+            self.parts.looks_left = math.inf
+
     @rule(clean=st.booleans())
     def shut_down(self, clean):
         """End in order, with time to deliver or without."""
@@ -306,15 +339,39 @@ class Model(RuleBasedStateMachine):
             self.deliver(400.0)
             if not self.on_disk():
                 return
-            if not self.parts.buffers.events and not self.parts.redelivery.parked():
+            if not self.parts.buffers.events and not self.parts.recovery.parked():
                 self.parts.wal._seal()
                 self.parts.wal.tidy()
 
 
 Model.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=50,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestModel = Model.TestCase
+
+
+@pytest.mark.parametrize("how", ["an outage", "an orderly end", "an outage, then the end"])
+def test_recovery_may_be_broken_off_at_any_record(how):
+    for count, looks in itertools.product(range(1, 11), range(8)):
+        model = Model()
+        model.folder_exists()
+        try:
+            model.log("a", count, poison=False)
+            model.crash()
+            model.parts.looks_left = looks
+            if how == "an orderly end":
+                real = model.parts.healthy
+                stop = model.parts.recovery._stopping.set
+                model.parts.recovery._healthy = lambda real=real, stop=stop: real() or not stop()
+            model.parts.redelivery.run_pass()
+            model.everything_accepted_is_in_the_database_or_in_a_file()
+            if how != "an outage":
+                model.shut_down(clean=False)
+                model.everything_accepted_is_in_the_database_or_in_a_file()
+            model.parts.looks_left = math.inf
+            model.nothing_is_counted_as_lost_or_damaged()
+        finally:
+            model.teardown()

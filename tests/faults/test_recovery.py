@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from logbun_logging import AuditLogger, BatchingAuditHandler
 from logbun_logging.dlq import Claim
 from logbun_logging.event import AuditEvent, encode_event, new_event_id, utc_now
-from logbun_logging.wal import adopt_abandoned, read_segment
+from logbun_logging.wal import adopt_abandoned, read_segment, recovery
 from logbun_logging.wal.codec import encode_line
 from tests.fakes import MemoryAdapter, SharedMemoryAdapter, wait_until
 
@@ -79,7 +80,8 @@ def test_a_folder_cut_or_damaged_anywhere_is_recovered_but_for_the_damaged_recor
     for variant, whole in variants:
         instance.mkdir(exist_ok=True)
         segment.write_bytes(variant)
-        (log,) = adopt_abandoned(instance.parent, None)
+        (log,) = adopt_abandoned(instance.parent, None, lambda *_: None)
+        log.segments[0].unread = False
         back = [entry.payload for entry in read_segment(log.segments[0], lambda *_: None)]
         expected = [payload for payload, good in zip(found, whole, strict=True) if good]
         assert [payload for payload in back if payload in expected] == expected
@@ -128,17 +130,17 @@ def test_a_segment_that_cannot_be_read_hides_no_other_and_is_read_later(
     make_trail, leave_behind, monkeypatch
 ):
     instance = leave_behind(payloads(5), payloads(5, 5), payloads(5, 10))
-    bad, real = instance / "seg-000002.aof", Path.open
+    bad, real = instance / "seg-000002.aof", recovery.open_regular
 
-    def open_(self, *args, **keywords):
-        if self == bad:
+    def open_(path):
+        if path == bad:
             raise OSError(5, "EIO")
-        return real(self, *args, **keywords)
+        return real(path)
 
     happened = []
     adapter = SharedMemoryAdapter()
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", open_)
+        patched.setattr(recovery, "open_regular", open_)
         trail = make_trail(
             adapter=adapter, mode="durable", on_event=lambda name, _: happened.append(name)
         )
@@ -292,3 +294,237 @@ def test_what_a_dead_process_has_left_is_delivered_without_a_new_event(
     assert trail.flush(20)
     found = [event.entity_id for event in trail.iter(tenant_id="t")]
     assert found == [str(number) for number in reversed(range(50))]
+
+
+@pytest.mark.parametrize("count", [1, 13, 20, 21, 63, 64, 65, 84, 127, 128, 129, 192])
+def test_a_recovery_stopped_before_its_last_record_leaves_the_file(make_trail, leave_behind, count):
+    instance = leave_behind(payloads(count))
+    adapter = SharedMemoryAdapter()
+    adapter.gate.clear()
+    options = {"adapter": adapter, "mode": "durable"}
+    first = make_trail(**options, limits={"max_total_queued": 20})
+    assert first.ready()
+    assert wait_until(lambda: first.stats()["recovered"] == min(20, count))
+    assert first.stats()["wal"]["oldest"] is not None
+    assert first.stats()["wal"]["adopted_bytes"] > 0
+    assert not first.shutdown(timeout=0.1), "it has not delivered what it had adopted"
+    assert list(instance.iterdir())
+    adapter.gate.set()
+    second = make_trail(**options)
+    assert second.ready()
+    assert second.flush(20)
+    assert sorted(map(int, entity_ids(adapter))) == list(range(count))
+    assert second.shutdown()
+    assert not instance.exists()
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_a_process_whose_database_is_away_leaves_dead_logs_to_others(
+    make_trail, leave_behind, folder, count
+):
+    instance = leave_behind(payloads(count))
+    away = SharedMemoryAdapter()
+    away.down = True
+    sick = make_trail(adapter=away, mode="durable", retry=QUICK)
+    assert not sick.ready(0.1)
+    assert wait_until(lambda: sick.pipeline.bootstrap_error is not None)
+    assert sick.stats()["wal"]["adopted_bytes"] == 0
+    (log,) = adopt_abandoned(folder / "wal", sick.pipeline.wal.instance, lambda *_: None)
+    log.abandon()
+    assert sick.shutdown(5), "it has taken nothing on"
+    assert list(instance.iterdir())
+
+
+def test_a_log_is_given_back_when_an_outage_begins_while_it_is_read(
+    make_trail, leave_behind, folder
+):
+    leave_behind(payloads(300))
+    adapter = SharedMemoryAdapter()
+    adapter.gate.clear()
+    trail = make_trail(
+        adapter=adapter,
+        mode="durable",
+        limits={"max_total_queued": 100},
+        retry={**QUICK, "max_retries": 3},
+    )
+    assert trail.ready()
+    assert adapter.called.wait(10)
+    adapter.down = True
+    adapter.gate.set()
+
+    def others():
+        return list(adopt_abandoned(folder / "wal", trail.pipeline.wal.instance, lambda *_: None))
+
+    found = []
+    assert wait_until(lambda: found.extend(others()) or found, 20)
+    assert found[0].segments
+    found[0].abandon()
+    adapter.down = False
+    assert wait_until(lambda: len(adapter.events) == 300, 20)
+    assert trail.flush(20)
+
+
+@pytest.mark.parametrize("damage", ["cut to nothing", "cut in half", "removed"])
+def test_parked_records_that_their_file_has_no_more_are_lost_and_reported(
+    make_trail, make_logger, folder, damage
+):
+    adapter = SharedMemoryAdapter()
+    adapter.gate.clear()
+    happened = []
+    trail = make_trail(
+        adapter=adapter,
+        mode="durable",
+        limits={"max_total_queued": 50},
+        on_event=lambda name, details: happened.append((name, str(details.get("reason")))),
+    )
+    audit = AuditLogger(make_logger(trail.handler))
+    for number in range(200):
+        audit.fire("a", tenant_id="t", entity_id=str(number))
+    assert trail.stats()["wal"]["parked"] == 150
+    (file,) = (folder / "wal").glob("*/current.aof")
+    if damage == "removed":
+        file.unlink()
+    else:
+        os.truncate(file, 0 if damage == "cut to nothing" else file.stat().st_size // 2)
+    adapter.gate.set()
+    assert not trail.flush(20)
+    stats = trail.stats()
+    assert stats["lost"] > 90
+    assert stats["accepted"] == len(adapter.events) + stats["lost"]
+    assert any(name == "recovery_failed" and "cut" in reason for name, reason in happened)
+    assert wait_until(lambda: any(name == "lost" for name, _ in happened))
+    assert trail.flush(20), "it has been told once"
+
+
+def planted(instance, kind):
+    """Put something into a log that no process writes."""
+    instance.mkdir(parents=True)
+    path = instance / "seg-000001.aof"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        target = instance.parent.parent / "elsewhere"
+        target.write_bytes(encode_line(payloads(1)[0]))
+        path.symlink_to(target)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "deep":
+        deep = payloads(1)[0][:-1] + b',"metadata":{"x":' + b"[" * 5000 + b"]" * 5000 + b"}}"
+        path.write_bytes(encode_line(deep))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "folder", "deep"])
+def test_one_bad_file_holds_up_no_other(make_trail, leave_behind, folder, kind):
+    bad = planted(folder / "wal" / "20250101T000000-bad", kind)
+    instance = leave_behind(payloads(5))
+    happened = []
+    adapter = SharedMemoryAdapter()
+    trail = make_trail(
+        adapter=adapter,
+        mode="durable",
+        retry=QUICK,
+        on_event=lambda name, details: happened.append((name, details.get("file"))),
+    )
+    assert trail.ready()
+    assert trail.flush(20)
+    assert len(adapter.events) == 5
+    assert wait_until(lambda: not instance.exists())
+    for _ in range(3):
+        assert wait_until(trail.run_maintenance)
+    told = [file for name, file in happened if name in {"recovery_failed", "corrupt"}]
+    corrupt = str(folder / "wal" / "20250101T000000-bad.seg-000001.corrupt")
+    assert told == [corrupt if kind == "deep" else str(bad)]
+    assert trail.stats()["corrupt"] == (kind == "deep")
+
+
+def test_a_folder_of_another_user_is_reported_and_holds_up_nothing(
+    make_trail, leave_behind, folder, monkeypatch
+):
+    closed = leave_behind(payloads(1), name="20250101T000000-root")
+    leave_behind(payloads(5))
+    real, happened = os.open, []
+
+    def open_(path, *arguments, **keywords):
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(recovery.os, "open", open_)
+    adapter = SharedMemoryAdapter()
+    trail = make_trail(
+        adapter=adapter,
+        mode="durable",
+        on_event=lambda name, details: happened.append((name, details.get("file"))),
+    )
+    assert trail.flush(20)
+    for _ in range(2):
+        assert wait_until(trail.run_maintenance)
+    assert len(adapter.events) == 5
+    assert trail.stats()["wal"]["adopted_bytes"] == 0
+    assert happened.count(("recovery_failed", str(closed))) == 1
+    assert "maintenance_failed" not in {name for name, _ in happened}
+
+
+def test_a_hole_is_neither_kept_in_memory_nor_written_out(leave_behind):
+    found = payloads(2)
+    instance = leave_behind(found[:1])
+    file = instance / "seg-000001.aof"
+    with file.open("r+b") as hole:
+        hole.truncate(200 << 20)
+        hole.seek(0, os.SEEK_END)
+        hole.write(b"\n" + encode_line(found[1]) + b"torn")
+    (log,) = adopt_abandoned(instance.parent, None, lambda *_: None)
+    damaged = []
+    entries = read_segment(log.segments[0], lambda *what: damaged.append(what))
+    assert [entry.payload for entry in entries] == found
+    ((corrupt, records),) = damaged
+    assert records == 2
+    assert corrupt.read_bytes() == b"torn\n"
+    log.abandon()
+
+
+def test_a_log_whose_folder_cannot_be_read_is_let_go(leave_behind, monkeypatch):
+    instance = leave_behind(payloads(1))
+    failed = []
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Path, "iterdir", lambda _: (_ for _ in ()).throw(OSError(24, "Too many open files"))
+        )
+        assert list(adopt_abandoned(instance.parent, None, lambda *what: failed.append(what))) == []
+    assert [path for path, _ in failed] == [instance]
+    (log,) = adopt_abandoned(instance.parent, None, lambda *_: None)
+    log.abandon()
+
+
+def test_an_event_larger_than_all_memory_is_recovered_and_holds_up_none(make_trail, leave_behind):
+    large = encode_event(
+        AuditEvent(new_event_id(), utc_now(), "a", entity_id="large", metadata={"x": "x" * 300_000})
+    )
+    leave_behind([*payloads(50), large, *payloads(50, 50)])
+    adapter = SharedMemoryAdapter()
+    trail = make_trail(adapter=adapter, mode="durable", limits={"max_queued_bytes": 100_000})
+    assert trail.flush(20)
+    assert len(adapter.events) == 101
+
+
+def test_no_record_is_left_out_when_its_place_is_read_again_after_an_outage(
+    make_trail, leave_behind, make_logger
+):
+    leave_behind(payloads(500))
+    adapter = SharedMemoryAdapter()
+    trail = make_trail(
+        adapter=adapter,
+        mode="durable",
+        limits={"max_total_queued": 100},
+        retry={**QUICK, "max_retries": 0},
+    )
+    log = make_logger(trail.handler, level=logging.INFO)
+    assert trail.ready()
+    for number in range(6):
+        adapter.down = not adapter.down
+        log.info("live", extra={"tenant_id": "t", "entity_id": f"live-{number}"})
+        trail.flush(0.3)
+    adapter.down = False
+    assert wait_until(lambda: len(adapter.events) == 506, 30)
+    assert wait_until(lambda: trail.flush(5) and trail.dlq.is_empty(), 20)

@@ -1,0 +1,327 @@
+"""Scans of the dead-letter queue: what is tried, what counts, and what blocks nobody else."""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from logbun_logging import AdapterUnavailableError, RejectedEventsError
+from logbun_logging.breaker import CircuitBreaker
+from logbun_logging.delivery import Delivery
+from logbun_logging.dlq import DeadLetterQueue
+from logbun_logging.dlq_scan import DlqScanner
+from logbun_logging.event import AuditEvent, encode_event, new_event_id, utc_now, utc_timestamp
+from logbun_logging.options import DlqOptions, RetryOptions
+from logbun_logging.reporting import Reporter
+from logbun_logging.stats import Counters
+from logbun_logging.tenancy import SingleDatabase
+from logbun_logging.wal.codec import encode_line
+from tests.fakes import MemoryAdapter, SharedMemoryAdapter
+
+
+def payload(action="a", tenant="t"):
+    return encode_event(AuditEvent(new_event_id(), utc_now(), action, tenant_id=tenant))
+
+
+class PoisonOutage(SharedMemoryAdapter):
+    """Breaks the connection for a row whose action is *poison*; a larger insert than *most* too."""
+
+    most = 10_000
+
+    def bulk_insert_many(self, batches):
+        events = [event for _, part in batches for event in part]
+        if len(events) > self.most or any(event.action == "poison" for event in events):
+            raise AdapterUnavailableError("connection reset")
+        return super().bulk_insert_many(batches)
+
+
+class TenantDatabases(SingleDatabase):
+    """One adapter that counts as a database of its own for each tenant."""
+
+    per_tenant = True
+    shared = False
+
+    def __init__(self, adapter):
+        super().__init__(adapter)
+        self.breakers = {}
+
+    def breaker(self, tenant_id):
+        return self.breakers.setdefault(tenant_id, CircuitBreaker())
+
+
+def make(folder, adapter, *, databases=None, tenant_required=False, **retry):
+    """What a process has that scans."""
+    counters = Counters()
+    happened = []
+    queue = DeadLetterQueue(folder, DlqOptions())
+    databases = databases or SingleDatabase(adapter)
+    delivery = Delivery(databases, counters, 10.0, lambda: None)
+    reporter = Reporter("test", lambda name, details: happened.append((name, details)), counters)
+    scanner = DlqScanner(
+        dlq=queue,
+        delivery=delivery,
+        retry=RetryOptions(**{"scan_interval": 60.0, "max_scan_attempts": 3, **retry}),
+        tenant_required=tenant_required,
+        counters=counters,
+        reporter=reporter,
+        stopping=threading.Event(),
+    )
+    return SimpleNamespace(
+        scan=scanner.scan,
+        retry=scanner.retry,
+        queue=queue,
+        delivery=delivery,
+        counters=counters,
+        happened=happened,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "dlq"
+
+
+def let_time_pass(queue, seconds):
+    """Make every file as old as it would be then."""
+    for file in queue.list("pending"):
+        claim = queue.claim(file.name, "pending")
+        envelope = claim.envelope()
+        was = utc_seconds(envelope.last_failed_at)
+        envelope = msgspec.structs.replace(envelope, last_failed_at=utc_timestamp(was - seconds))
+        claim.fail(envelope, lambda _: True, dead=False)
+
+
+def utc_seconds(text):
+    from datetime import datetime
+
+    return datetime.fromisoformat(text).timestamp()
+
+
+def attempts(queue):
+    return [(file.state, file.envelope.attempts) for file in queue.list()]
+
+
+def test_the_scans_of_several_processes_count_as_one(folder):
+    adapter = MemoryAdapter(RejectedEventsError)
+    adapter.poison = "poison"
+    workers = [make(folder, adapter) for _ in range(5)]
+    queue = workers[0].queue
+    queue.put("t", [payload("poison")], "x")
+    for worker in workers:
+        worker.scan()
+    assert attempts(queue) == [("pending", 1)]
+    assert len(adapter.batches) == 2, "the one that tried bisects; the others leave it alone"
+    let_time_pass(queue, 30)
+    workers[1].scan()
+    assert attempts(queue) == [("pending", 1)]
+    let_time_pass(queue, 30)
+    workers[1].scan()
+    workers[2].scan()
+    assert attempts(queue) == [("pending", 2)]
+    let_time_pass(queue, 60)
+    workers[3].scan()
+    assert attempts(queue) == [("dead", 3)]
+
+
+def test_a_clock_that_was_set_back_delays_no_file(folder):
+    adapter = MemoryAdapter(RejectedEventsError)
+    adapter.poison = "poison"
+    worker = make(folder, adapter)
+    worker.queue.put("t", [payload("poison")], "x")
+    worker.scan()
+    let_time_pass(worker.queue, -1_000_000)
+    worker.scan()
+    assert attempts(worker.queue) == [("pending", 2)]
+    worker.scan()
+    assert attempts(worker.queue) == [("pending", 2)], "it has failed just now"
+
+
+def test_an_error_that_the_database_has_for_everything_is_not_held_against_a_file(folder):
+    adapter = MemoryAdapter(RuntimeError)
+    adapter.poison = "poison"
+    worker = make(folder, adapter)
+    worker.queue.put("t", [payload("poison")], "x")
+    for _ in range(5):
+        worker.scan()
+        let_time_pass(worker.queue, 60)
+    assert attempts(worker.queue) == [("pending", 0)]
+    for number in range(3):
+        worker.delivery.attempt([("t", [payload(str(number))])])
+        worker.scan()
+        let_time_pass(worker.queue, 60)
+    assert attempts(worker.queue) == [("pending", 3)] or attempts(worker.queue) == [("dead", 3)]
+
+
+def test_a_row_that_looks_like_an_outage_keeps_no_other_waiting_and_dies_alone(folder):
+    adapter = PoisonOutage()
+    worker = make(folder, adapter)
+    for _ in range(2):  # two that follow each other: the second takes the first's evidence away
+        worker.queue.put("t", [payload("poison" if n == 50 else "a") for n in range(100)], "x")
+    for _ in range(3):
+        worker.queue.put("other", [payload("b", "other") for _ in range(20)], "x")
+    for _ in range(15):
+        worker.scan()
+        let_time_pass(worker.queue, 60)
+        assert not worker.delivery.is_down("t")
+    assert len(adapter.events) == 2 * 99 + 60
+    found = worker.queue.list()
+    assert [(file.state, file.envelope.count) for file in found] == [("dead", 1)] * 2
+    assert worker.counters["poisoned"] == 2
+
+
+def test_an_outage_counts_against_no_file_and_ends_the_scan(folder):
+    adapter = SharedMemoryAdapter()
+    adapter.down = True
+    worker = make(folder, adapter)
+    for number in range(10):
+        worker.queue.put(f"t{number}", [payload(tenant=f"t{number}")], "x")
+    for _ in range(5):
+        worker.scan()
+    assert attempts(worker.queue) == [("pending", 0)] * 10
+    assert worker.counters["insert_failures"] <= 4
+
+
+def test_a_file_that_is_too_large_for_the_time_out_comes_in_parts(folder):
+    adapter = PoisonOutage()
+    adapter.most = 30
+    worker = make(folder, adapter)
+    worker.queue.put("t", [payload(str(n)) for n in range(200)], "x")
+    worker.queue.put("t", [payload(f"b{n}") for n in range(10)], "x")
+    for _ in range(10):
+        worker.scan()
+        let_time_pass(worker.queue, 60)
+    assert worker.queue.list() == []
+    assert len(adapter.events) == 210
+
+
+def test_what_was_delivered_before_an_outage_leaves_the_file(folder):
+    adapter = SharedMemoryAdapter()
+    worker = make(folder, adapter)
+    name = worker.queue.put("t", [payload(str(n)) for n in range(12_000)], "x")
+    real = adapter.bulk_insert_many
+
+    def down_after_the_first(batches):
+        done = real(batches)
+        adapter.down = True
+        return done
+
+    adapter.bulk_insert_many = down_after_the_first
+    worker.scan()
+    stored = len(adapter.events)
+    assert 0 < stored < 12_000
+    assert [event.action for event in worker.queue.show(name)] == [
+        str(n) for n in range(stored, 12_000)
+    ]
+    assert attempts(worker.queue) == [("pending", 0)]
+    assert worker.counters["redelivered"] == stored
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_mixed_file_is_delivered_tenant_by_tenant(folder, shared):
+    adapter = SharedMemoryAdapter() if shared else MemoryAdapter()
+    worker = make(folder, adapter)
+    mixed = [payload(str(n), f"t{n % 7}" if n % 7 else None) for n in range(70)]
+    name = worker.queue.put(None, mixed, "x", mixed=True)
+    assert name.startswith("mixed_")
+    assert worker.scan() == 70
+    assert worker.queue.list() == []
+    assert {tenant for tenant, _ in adapter.batches} == {None, *(f"t{n}" for n in range(1, 7))}
+    of_one = [int(e.action) for e in adapter.events.values() if e.tenant_id == "t3"]
+    assert of_one == sorted(of_one)
+
+
+def test_what_a_tenant_s_database_takes_leaves_a_mixed_file_and_the_rest_stays(folder):
+    adapter = MemoryAdapter()
+    real = adapter.bulk_insert
+
+    def bulk_insert(tenant_id, events):
+        if tenant_id == "down":
+            raise AdapterUnavailableError("down")
+        return real(tenant_id, events)
+
+    adapter.bulk_insert = bulk_insert
+    worker = make(folder, adapter, databases=TenantDatabases(adapter))
+    tenants = ["up", "down", "poison", "up", "down"]
+    rows = [payload("poison" if tenant == "poison" else "a", tenant) for tenant in tenants]
+    adapter.poison = "poison"
+    name = worker.queue.put(None, rows, "x", mixed=True)
+    worker.scan()
+    assert len(adapter.events) == 2
+    assert [event.tenant_id for event in worker.queue.show(name)] == ["down", "poison", "down"]
+    for _ in range(10):
+        worker.scan()
+        let_time_pass(worker.queue, 60)
+    assert [file.state for file in worker.queue.list()] == ["pending"], "an outage gives nobody up"
+    adapter.bulk_insert = real
+    for breaker in worker.delivery._databases.breakers.values():
+        breaker.succeeded()
+    worker.scan()
+    assert [event.tenant_id for event in worker.queue.show(name)] == ["poison"]
+
+
+def test_an_envelope_that_lies_brings_no_event_into_another_tenant_s_database(folder):
+    adapter = MemoryAdapter()
+    worker = make(folder, adapter, databases=TenantDatabases(adapter))
+    worker.queue.put("victim", [payload("forged", "other"), payload("own", "victim")], "x")
+    for _ in range(3):
+        worker.scan()
+        let_time_pass(worker.queue, 60)
+    assert [event.action for event in adapter.events.values()] == ["own"]
+    (file,) = worker.queue.list()
+    assert (file.state, file.envelope.count) == ("dead", 1)
+    assert "'other'" in file.envelope.reason
+    assert worker.counters["poisoned"] == 1
+
+
+def test_what_is_wrong_with_one_file_keeps_no_other_from_being_delivered(folder, tmp_path):
+    adapter = MemoryAdapter()
+    worker = make(folder, adapter)
+    deep = b'{"id":"x","created_at":"x","action":"deep","tenant_id":"t","metadata":{"x":' + (
+        b"[" * 2000 + b"]" * 2000 + b"}}"
+    )
+    names = [worker.queue.put("t", [deep], "x"), worker.queue.put("t", [payload("good")], "x")]
+    os.mkfifo(folder / "t_20200101_0.batch")
+    (folder / "t_20200101_1.batch").symlink_to(folder / f"{names[1]}.batch")
+    with (folder / "t_20200101_2.batch").open("wb") as file:
+        file.write(b"x" * 3_000_000)
+    (folder / "t_20200101_3.batch").mkdir()
+    assert worker.queue.counts()["pending"] == 3
+    worker.scan()
+    assert [event.action for event in adapter.events.values()] == ["good"]
+    irregular = {d["file"] for n, d in worker.happened if n == "redelivery_failed"}
+    assert irregular == {f"t_20200101_{n}.batch" for n in (0, 1, 3)}
+    assert worker.queue.list() == []
+    assert worker.counters["corrupt"] == 2
+    corrupt = {details["file"] for name, details in worker.happened if name == "corrupt"}
+    assert corrupt == {str(folder / f"{name}.corrupt") for name in (names[0], "t_20200101_2")}
+
+
+def test_damage_is_reported_once_although_the_file_stays(folder):
+    adapter = MemoryAdapter(RejectedEventsError)
+    adapter.poison = "poison"
+    worker = make(folder, adapter)
+    name = worker.queue.put("t", [payload("poison")], "x")
+    with (folder / f"{name}.batch").open("ab") as file:
+        file.write(encode_line(payload("damaged")).replace(b"damaged", b"DAMAGED"))
+    worker.scan()
+    let_time_pass(worker.queue, 60)
+    worker.scan()
+    assert [name for name, _ in worker.happened if name == "corrupt"] == ["corrupt"]
+    assert worker.counters["corrupt"] == 1
+    assert attempts(worker.queue) == [("pending", 2)]
+
+
+def test_a_file_is_tried_by_name_whenever_somebody_asks(folder):
+    adapter = MemoryAdapter(RejectedEventsError)
+    adapter.poison = "poison"
+    worker = make(folder, adapter, max_scan_attempts=2)
+    name = worker.queue.put("t", [payload("poison")], "x")
+    assert [worker.retry(name) for _ in range(2)] == [0, 0]
+    assert attempts(worker.queue) == [("dead", 2)]
+    adapter.poison = None
+    assert worker.retry(name) == 1
+    assert worker.retry(name) == 0
