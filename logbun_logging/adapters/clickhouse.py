@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -147,6 +148,7 @@ class ClickHouseAdapter:
                 self._create()
             for statement in self._migrations():
                 self._command(statement)
+            self._pack_columns()
 
     def _create(self) -> None:
         layout = self._layout
@@ -156,13 +158,22 @@ class ClickHouseAdapter:
         for statement in layout.create_tables(self.retention_days):
             self._command(statement)
 
-    def _columns(self) -> list[str]:
+    def _columns(self) -> dict[str, str]:
+        """Return the table's columns and the codec of each, empty where nobody has chosen one."""
         table = {"database": self._layout.database, "table": self._layout.local_name}
         statement = (
-            "SELECT name FROM system.columns "
+            "SELECT name, compression_codec FROM system.columns "
             "WHERE database = {database:String} AND table = {table:String}"
         )
-        return [name for (name,) in self._query(statement, table)]
+        return {str(name): str(codec) for name, codec in self._query(statement, table)}
+
+    def _pack_columns(self) -> None:
+        """Let an older table have the codecs of a new one, if the login may change the table."""
+        from clickhouse_connect.driver.exceptions import ClickHouseError  # noqa: PLC0415 - a driver
+
+        with suppress(ClickHouseError):
+            for statement in self._layout.modify_codecs(self._columns()):
+                self._command(statement)
 
     def _migrations(self) -> list[str]:
         table = {"database": self._layout.database, "name": self._layout.local_name}

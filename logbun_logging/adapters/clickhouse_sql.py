@@ -26,6 +26,7 @@ from logbun_logging.event import FIELDS, AuditEvent, decode_object
 from logbun_logging.query import AllTenants, Filters, Pagination, TenantScope
 
 __all__ = [
+    "CODECS",
     "COLUMNS",
     "COLUMN_TYPES",
     "Layout",
@@ -56,6 +57,13 @@ _SPECIAL: Final = {
 
 #: Column name to ClickHouse type, in the order of the event's fields.
 COLUMN_TYPES: Final = {name: _SPECIAL.get(name, "Nullable(String)") for name in COLUMNS}
+
+#: How columns are packed that make up most of the table: random ids, times, and JSON. Together they
+#: halve it. The others keep the server's own choice, which unpacks faster.
+CODECS: Final = {
+    "created_at": "Delta, ZSTD(1)",
+    **dict.fromkeys(("id", "request_id", "old_values", "new_values", "metadata"), "ZSTD(1)"),
+}
 
 _JSON_COLUMNS: Final = frozenset({"old_values", "new_values", "metadata"})
 _REQUIRED: Final = frozenset({"id", "action", "actor_id"})
@@ -127,7 +135,7 @@ class Layout:
 
     def create_tables(self, retention_days: int | None) -> list[str]:
         """Return the statements that create what is missing."""
-        columns = [f"{quoted(name)} {kind}" for name, kind in COLUMN_TYPES.items()]
+        columns = [_column_definition(name) for name in COLUMNS]
         columns += [
             f"INDEX {quoted(f'{name}_bloom')} {quoted(name)} TYPE bloom_filter GRANULARITY 1"
             for name in _BLOOM_FILTERS
@@ -163,7 +171,7 @@ class Layout:
         if not missing:
             return []
         added = ", ".join(
-            f"ADD COLUMN IF NOT EXISTS {quoted(name)} {COLUMN_TYPES[name]}" for name in missing
+            f"ADD COLUMN IF NOT EXISTS {_column_definition(name)}" for name in missing
         )
         tables = dict.fromkeys((self.local, self.table))
         return [f"ALTER TABLE {table}{self._on_cluster} {added}" for table in tables]
@@ -173,6 +181,19 @@ class Layout:
         if retention_days is None or f"TTL {_ttl(retention_days)}" in engine:
             return []
         return [f"ALTER TABLE {self.local}{self._on_cluster} MODIFY TTL {_ttl(retention_days)}"]
+
+    def modify_codecs(self, present: Mapping[str, str]) -> list[str]:
+        """Return the statement that packs columns as a new table would; *present* is their codecs.
+
+        Columns for which somebody has chosen a codec keep it. Old rows are packed when they are
+        merged.
+        """
+        changed = ", ".join(
+            f"MODIFY COLUMN {quoted(name)} CODEC({codec})"
+            for name, codec in CODECS.items()
+            if present.get(name) == ""
+        )
+        return [f"ALTER TABLE {self.local}{self._on_cluster} {changed}"] if changed else []
 
     def drop_partition(self, month: str) -> str:
         """Return the statement that drops a month.
@@ -190,6 +211,11 @@ class Layout:
         """
         partition = f"IN PARTITION ID '{_checked(month)}'"
         return f"DELETE FROM {self.local}{self._on_cluster} {partition} WHERE {where}"
+
+
+def _column_definition(name: str) -> str:
+    codec = f" CODEC({CODECS[name]})" if name in CODECS else ""
+    return f"{quoted(name)} {COLUMN_TYPES[name]}{codec}"
 
 
 def _ttl(retention_days: int) -> str:

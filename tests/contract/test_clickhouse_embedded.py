@@ -562,3 +562,53 @@ def test_no_value_of_an_event_gets_into_the_driver_s_log(adapter, caplog):
     with caplog.at_level(logging.DEBUG), pytest.raises(Exception, match="actor_id"):
         adapter.bulk_insert("t", [msgspec.structs.replace(event, actor_id=12345)])
     assert "12345" not in caplog.text
+
+
+# ── codecs ──
+
+
+def codecs(database):
+    found = run(
+        database,
+        "SELECT name, compression_codec FROM system.columns "
+        "WHERE database = 'default' AND table = 'audit_logs' AND compression_codec != ''",
+    )
+    return dict(found)
+
+
+PACKED = {
+    "created_at": "CODEC(Delta(8), ZSTD(1))",
+    **dict.fromkeys(("id", "request_id", "old_values", "new_values", "metadata"), "CODEC(ZSTD(1))"),
+}
+
+
+def test_columns_are_packed_also_those_of_an_older_table_unless_somebody_has_chosen(
+    make_adapter, database
+):
+    make_adapter().init()
+    assert codecs(database) == PACKED
+    run(database, "ALTER TABLE default.audit_logs MODIFY COLUMN metadata CODEC(LZ4HC(9))")
+    for name in ("id", "request_id", "created_at"):
+        run(database, f"ALTER TABLE default.audit_logs MODIFY COLUMN {name} REMOVE CODEC")
+    adapter = make_adapter()
+    events = aged(1, count=20)
+    adapter.init()
+    adapter.bulk_insert("t", events)
+    assert codecs(database) == {**PACKED, "metadata": "CODEC(LZ4HC(9))"}
+    changed = run(database, "SELECT metadata_modification_time FROM system.tables")
+    make_adapter().init()
+    assert run(database, "SELECT metadata_modification_time FROM system.tables") == changed
+    run(database, "OPTIMIZE TABLE default.audit_logs FINAL")
+    assert read(adapter, "t") == newest_first(events)
+
+
+def test_a_login_that_may_not_change_the_table_uses_it_as_it_is(make_adapter, database):
+    make_adapter().init()
+    run(database, "ALTER TABLE default.audit_logs MODIFY COLUMN id REMOVE CODEC")
+    adapter = make_adapter(settings={"allow_ddl": 0})
+    adapter.init()
+    assert "id" not in codecs(database)
+    (event,) = aged(1)
+    adapter.bulk_insert("t", [event])
+    assert read(adapter, "t") == [event]
+    adapter.close()
