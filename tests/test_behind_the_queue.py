@@ -64,9 +64,10 @@ def actions(handler):
 
 
 def settled(handler):
-    """Tell whether every event that was accepted is in the database."""
+    """Tell whether every event that was accepted is in the database, but for what filters kept."""
     stats = handler.trail.stats()
-    return stats["accepted"] == stats["inserted"] and not stats["queued"] and not stats["lost"]
+    done = stats["inserted"] + stats["filtered"]
+    return stats["accepted"] == done and not stats["queued"] and not stats["lost"]
 
 
 # ── filters ──
