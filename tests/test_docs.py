@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from logbun_logging.adapters import SQLiteAdapter
+from logbun_logging.adapters.sql import time_text
 from logbun_logging.stats import COUNTERS
+from logbun_logging.testing import samples
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
@@ -66,6 +73,42 @@ def test_the_quickstart_shows_what_it_did(tmp_path):
         timeout=60,
     )
     assert "accepted          5,000, in the database 5,000" in done.stdout
+
+
+def test_the_sql_of_the_page_finds_what_it_says_and_uses_the_indexes(tmp_path):
+    text = (ROOT / "docs" / "sql.md").read_text()
+    statements = re.findall(r"^```sql\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    changes = [statement for statement in statements if statement.startswith("CREATE INDEX")]
+    queries = [statement for statement in statements if statement not in changes]
+    assert (len(queries), len(changes)) == (10, 1)
+    adapter = SQLiteAdapter(tmp_path / "audit.db")
+    adapter.init()
+    values = {"entity_id": "7", "new_values": {"title": "b"}, "old_values": {"title": "a"}}
+    values |= {"metadata": {"http.route": "/"}, "outcome": "denied"}
+    now = datetime.now(UTC)
+    moments = [datetime(2026, 1, 31, 12, tzinfo=UTC), now - timedelta(minutes=59), now]
+    for tenant in ("t1", None):
+        events = [samples.encode("a", tenant_id=tenant, **values) for _ in moments]
+        dated = [
+            msgspec.structs.replace(event, created_at=time_text(moment))
+            for event, moment in zip(events, moments, strict=True)
+        ]
+        adapter.bulk_insert(tenant, dated)
+    with closing(sqlite3.connect(adapter.path)) as database:
+        for statement in changes:
+            database.execute(statement)
+    adapter.close()
+    with closing(sqlite3.connect(f"file:{adapter.path}?mode=ro", uri=True)) as database:
+        for query in queries:
+            assert database.execute(query).fetchall(), query
+            plan = database.execute(f"EXPLAIN QUERY PLAN {query.partition('PLAN')[2] or query}")
+            steps = [row[3] for row in plan]
+            assert any("USING" in step for step in steps), (query, steps)
+            assert not any(re.match("SCAN (a|audit_logs)$", step) for step in steps), (query, steps)
+            assert "ORDER BY" not in query or not any("B-TREE" in step for step in steps), query
+        for query, found in zip(queries[:3], (1, 2, 3), strict=True):
+            listed = query.replace("count(*)", "id")
+            assert len(database.execute(listed).fetchall()) == found, query
 
 
 def test_every_counter_and_every_report_is_explained():
