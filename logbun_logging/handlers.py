@@ -216,8 +216,10 @@ class AuditQueueListener(logging.handlers.QueueListener):
                 if (now := time.monotonic()) >= next_tend or self.substituted():
                     next_tend = now + _TEND_AGAIN
                     tend()
-            except Exception:  # whatever happens, the thread goes on
+            except Exception:  # whatever happens, the thread goes on until it is to stop
                 logging.getLogger(LOGGER_NAME).exception("audit listener")
+                self._stopping.wait(_TEND_AGAIN)  # what fails may fail at every look
+                ended = self._thread is not threading.current_thread()
 
     def _next(self) -> tuple[list[Any], bool]:
         """Return the next items, and whether the thread is to end after them."""

@@ -460,6 +460,21 @@ def test_a_method_that_is_patched_in_later_counts_from_the_next_start(
     assert actions(handler) == ["a"] * 5
 
 
+def test_a_dequeue_that_always_fails_keeps_no_event_and_no_stop_back(
+    put_together, make_logger, caplog
+):
+    class Fails(AuditQueueListener):
+        def dequeue(self, block):
+            raise OSError("no such socket")
+
+    handler = put_together(listener=Fails)
+    make_logger(handler).info("a")
+    assert wait_until(lambda: "no such socket" in caplog.text)
+    assert actions(handler) == ["a"]
+    handler.listener.stop(10)
+    assert handler.queue.empty()
+
+
 def test_levels_behind_the_queue_hold_for_subclasses_too(put_together, make_logger):
     class Prepares(AuditQueueHandler):
         def prepare(self, record):
