@@ -164,10 +164,13 @@ class WalOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         segment_bytes: size at which a segment is sealed.
         sync_interval: seconds between syncs under ``fsync="interval"``.
+        max_bytes: bytes in the files of one process, about; beyond that events stay in memory, as
+            when the disk is full. None sets no bound.
     """
 
     segment_bytes: int = 8 * 1024 * 1024
     sync_interval: float = 1.0
+    max_bytes: int | None = 4 * 1024 * 1024 * 1024
 
 
 class DlqOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -241,11 +244,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "limits.max_payload_bytes": (4_096, 16_000_000),
     "wal.segment_bytes": (4_096, 2**32),
     "wal.sync_interval": (0.01, 60.0),
+    "wal.max_bytes": (4_096, 2**50),
     "dlq.max_files": (1, 10_000_000),
     "dlq.max_bytes": (100_000, 2**50),
     "insert_timeout": (0.05, 3600.0),
     "flush_timeout": (0.05, 3600.0),
 }
+
+#: Numbers that may be None: there is no bound then.
+_OPTIONAL = {"retention.days", "wal.max_bytes"}
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": get_args(Mode),
@@ -325,7 +332,7 @@ def _names(group: type[Any]) -> str:
 
 def _value(option: str, value: Any) -> Any:
     if option in _RANGES:
-        return None if value is None and option == "retention.days" else _number(option, value)
+        return None if value is None and option in _OPTIONAL else _number(option, value)
     if option in _CHOICES:
         if value not in _CHOICES[option]:
             raise ConfigurationError(option, value, " or ".join(map(repr, _CHOICES[option])))
@@ -438,6 +445,10 @@ def _check_use(options: TrailOptions, values: Mapping[str, Any]) -> None:
         allowed = "absent unless tenancy.mode='database_per_tenant': there is one database"
         raise ConfigurationError("pool", values["pool"], allowed)
     batching, limits, retention = options.batching, options.limits, options.retention
+    wal = options.wal
+    if wal.max_bytes is not None and wal.max_bytes < wal.segment_bytes:
+        allowed = f"at least wal.segment_bytes, which is {wal.segment_bytes:,}, or None"
+        raise ConfigurationError("wal.max_bytes", wal.max_bytes, allowed)
     if limits.max_payload_bytes > limits.max_queued_bytes:
         allowed = f"at most limits.max_queued_bytes, which is {limits.max_queued_bytes:,}"
         raise ConfigurationError("limits.max_payload_bytes", limits.max_payload_bytes, allowed)

@@ -156,7 +156,13 @@ class Pipeline:
         self.counters = Counters() if counters is None else counters
         self.reporter = Reporter(options.namespace, options.on_event, self.counters)
         self.encoder = EventEncoder(options.limits, options.redact, self.counters)
-        self.wal = WalWriter(options.folder / "wal", options.fsync, options.wal, self._wal_failed)
+        self.wal = WalWriter(
+            options.folder / "wal",
+            options.fsync,
+            options.wal,
+            self.reporter.wal_failed,
+            self.reporter.wal_nearly_full,
+        )
         self.dlq = DeadLetterQueue(options.folder / "dlq", options.dlq, self._retry_dead_letters)
         places = Places(
             proven=lambda tenant: self.databases.breaker(tenant).proven,
@@ -557,10 +563,6 @@ class Pipeline:
     def _recovered(self) -> None:
         self.reporter.report("database_recovered", logging.INFO)
         self.redelivery.scan_soon()
-
-    def _wal_failed(self, error: OSError, events: int) -> None:
-        reason = f"{type(error).__name__}: {error}"
-        self.reporter.report("wal_failed", logging.ERROR, events=events, reason=reason)
 
     def _pool_failed(self, name: str, error: BaseException) -> None:
         self.reporter.report(name, reason=f"{type(error).__name__}: {error}")

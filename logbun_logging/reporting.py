@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from logbun_logging.options import EventCallback
 from logbun_logging.stats import Counters
+from logbun_logging.wal import WalRemovedError
 
 __all__ = ["LOGGER_NAME", "Reporter"]
 
@@ -81,6 +82,18 @@ class Reporter:
                 new, self._seen[name] = count - self._seen[name], count
                 level = logging.ERROR if name in {"dropped", "lost"} else logging.WARNING
                 self.report(name, level, events=new)
+
+    def wal_failed(self, error: OSError, events: int) -> None:
+        """Tell of an error of the WAL, and of *events* that are in memory only because of it."""
+        name = "wal_failed"
+        if isinstance(error, WalRemovedError):
+            name = "wal_removed"
+            self._counters.add(name)
+        self.report(name, logging.ERROR, events=events, reason=f"{type(error).__name__}: {error}")
+
+    def wal_nearly_full(self, used: int, limit: int) -> None:
+        """Tell that the WAL's files come near their bound."""
+        self.report("wal_nearly_full", logging.ERROR, bytes=used, max_bytes=limit)
 
     def _log(
         self, name: str, level: int, details: dict[str, Any], *, exc_info: bool = False

@@ -29,6 +29,7 @@ COUNTERS: Final = {
     "lost": "events that could be kept nowhere, or came after shutdown",
     "corrupt": "damaged WAL or DLQ records that were set aside",
     "wal_failures": "events that the WAL could not take at the call",
+    "wal_removed": "times that somebody had removed or moved WAL files; they were written again",
     "cut": "events with a value that was cut to the limits",
     "unknown_actor": "events that named no actor",
     "unknown_action": "events whose action is not in the logger's set",

@@ -15,6 +15,7 @@ from logbun_logging.query import ALL_TENANTS
 from logbun_logging.queueing import RecordQueue
 from logbun_logging.reporting import LOGGER_NAME, Reporter
 from logbun_logging.stats import Counters
+from logbun_logging.wal import WalRemovedError
 
 
 class Clock:
@@ -174,3 +175,18 @@ def test_a_configuration_that_disables_other_loggers_silences_no_report(caplog):
     logger.disabled = True  # what dictConfig does by default
     Reporter("ns", None, Counters()).report("dropped", events=3)
     assert "dropped events=3" in caplog.text
+
+
+def test_the_wal_tells_what_has_happened_to_it(make_trail):
+    happened = []
+    trail = make_trail(
+        mode="durable",
+        wal={"max_bytes": None},
+        on_event=lambda name, details: happened.append((name, details.get("max_bytes"))),
+    )
+    reporter = trail.pipeline.reporter
+    reporter.wal_failed(WalRemovedError(2, "removed"), 0)
+    reporter.wal_failed(OSError(28, "full"), 3)
+    reporter.wal_nearly_full(8, 10)
+    assert happened == [("wal_removed", None), ("wal_failed", None), ("wal_nearly_full", 10)]
+    assert trail.stats()["wal_removed"] == 1

@@ -270,6 +270,11 @@ BAD_OPTIONS = [
         "batching.max_size=2000: allowed is at most batching.max_queue_size, which is 1,000",
     ),
     (
+        {"mode": "durable", "wal": {"max_bytes": 5_000_000}},
+        "wal.max_bytes=5000000: allowed is at least wal.segment_bytes, .* 8,388,608, or None",
+    ),
+    ({"mode": "durable", "wal": {"segment_bytes": None}}, "wal.segment_bytes=None"),
+    (
         {"limits": {"max_payload_bytes": 200_000, "max_queued_bytes": 100_000}},
         "limits.max_payload_bytes=200000: allowed is at most limits.max_queued_bytes, .* 100,000",
     ),

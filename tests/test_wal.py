@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import random
+import shutil
 import threading
 
 import pytest
@@ -130,7 +132,6 @@ def test_a_dead_process_s_records_come_back_in_order(make_wal, tmp_path):
             wal.tidy()
     assert wal.usage()[0] > 3
     wal.abandon()  # what the kernel does when the process dies
-    wal._instance = None
     wal._segments = []
     payloads, damaged = recover(tmp_path / "wal")
     assert payloads == [found.payload for found in entries]
@@ -150,7 +151,7 @@ def test_damage_is_set_aside_and_reported(make_wal, tmp_path):
         wal.append(entry(number))
     path = next((tmp_path / "wal").glob("*/current.aof"))
     wal.abandon()
-    wal._instance, wal._segments = None, []
+    wal._segments = []
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -582,16 +583,16 @@ def test_an_error_that_another_thread_s_sync_was_told_is_not_missed_by_the_heal(
     wal.append(found)
     before = wal._current
     wal._give_up(before, OSError("torn"))
-    copy = wal._copy
+    copy = writer.copy_entries
 
-    def copy_while_another_thread_syncs(source, target):
-        copied = copy(source, target)
+    def copy_while_another_thread_syncs(*arguments):
+        copied = copy(*arguments)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(28, "full")))
             wal._sync()  # the kernel reports the error to this one alone
         return copied
 
-    monkeypatch.setattr(wal, "_copy", copy_while_another_thread_syncs)
+    monkeypatch.setattr(writer, "copy_entries", copy_while_another_thread_syncs)
     assert not wal._heal()
     assert found.segment is before
     assert before.path.exists()
@@ -688,3 +689,163 @@ def test_a_round_whose_leader_is_gone_does_not_hold_up_the_next(monkeypatch):
     leader.join(10)
     assert outcomes == [True]
     assert abandoned.ended
+
+
+def look_now(wal):
+    """Let the keeper look at the files' names at its next round."""
+    wal._looked_at = -writer._NAME_LOOK
+    wal.tidy()
+
+
+def remove(folder):
+    shutil.rmtree(folder)
+
+
+def move(folder):
+    folder.rename(folder.with_name("moved"))
+
+
+def replace(folder):
+    """Put a copy in its place, as one who restores a backup does."""
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    move(folder)
+    copy.rename(folder)
+
+
+@pytest.mark.parametrize("fsync", ["always", "interval", "never"])
+@pytest.mark.parametrize("what", [remove, move, replace])
+@pytest.mark.parametrize("level", ["data", "wal", "instance", "file"])
+def test_a_log_that_is_taken_away_is_made_anew_with_all_that_waits(
+    make_wal, tmp_path, fsync, what, level
+):
+    wal = make_wal(fsync, folder=tmp_path / "data" / "wal", segment_bytes=4096)
+    entries = [entry(number, 300) for number in range(30)]
+    for found in entries:
+        wal.append(found)
+        wal.tidy()
+    assert wal.usage()[0] > 2
+    where = {
+        "data": wal.instance.parent.parent,
+        "wal": wal.instance.parent,
+        "instance": wal.instance,
+    }
+    if level in where:
+        what(where[level])
+    else:
+        for path in wal.instance.iterdir():
+            path.unlink()
+    late = entry(30)
+    wal.append(late)
+    look_now(wal)
+    after = entry(31)
+    assert wal.append(after)
+    if fsync == "always":
+        assert wal.commit()
+    assert [type(error).__name__ for error, _ in wal.failures] == ["WalRemovedError"]
+    look_now(wal)
+    assert len(wal.failures) == 1
+    wal.abandon()
+    wal._segments = []
+    payloads, damaged = recover(tmp_path / "data" / "wal")
+    assert {found.payload for found in (*entries, late, after)} == set(payloads)
+    assert damaged == []
+
+
+def test_a_full_file_of_a_folder_that_is_gone_is_followed_by_one_in_a_new_folder(
+    make_wal, tmp_path
+):
+    wal = make_wal(segment_bytes=4096)
+    first = wal.instance
+    remove(tmp_path / "wal")
+    found = entry(1, 5000)
+    wal.append(found)
+    wal.tidy()
+    assert wal.instance != first
+    assert wal.append(entry(2))
+    look_now(wal)
+    wal.abandon()
+    wal._segments = []
+    assert found.payload in recover(tmp_path / "wal")[0]
+
+
+def test_a_file_system_without_locks_costs_nothing_and_is_told_once_for_a_while(
+    make_wal, tmp_path, monkeypatch
+):
+    def flock(*_):
+        raise OSError(37, "No locks available")
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", flock)
+        wal = make_wal("always")
+        waiting = entry(1)
+        for _ in range(50):
+            assert not wal.append(waiting)
+            assert not wal.commit()
+            wal.tidy()
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert list((tmp_path / "wal").iterdir()) == []
+        assert 1 <= len(wal.failures) <= 5
+        assert all("data_dir has to be on a local disk" in str(error) for error, _ in wal.failures)
+    wal._instance._try_at = 0.0
+    wal.tidy()
+    assert wal.keeps(waiting)
+    assert wal.commit()
+
+
+def test_beyond_its_bound_the_log_takes_nothing_until_there_is_room(make_wal, tmp_path):
+    wal = make_wal("always", segment_bytes=4096, max_bytes=20_000)
+    warned = []
+    wal._nearly_full = lambda *figures: warned.append(figures)
+    written, waiting = [], []
+    for number in range(60):
+        found = entry(number, 300)
+        (written if wal.append(found) else waiting).append(found)
+        wal.tidy()
+    assert waiting
+    assert 20_000 <= wal.usage()[1] < 25_000
+    ((used, limit),) = warned
+    assert 16_000 <= used <= 20_000 == limit
+    assert [str(error) for error, _ in wal.failures] == [
+        "[Errno 28] wal.max_bytes=20,000 is reached"
+    ]
+    assert not wal.keeps(waiting[0])
+    assert all(map(wal.keeps, written))
+    assert not wal.commit()
+    wal.acknowledge(written)
+    wal.tidy()
+    wal.tidy()
+    assert all(map(wal.keeps, waiting))
+    assert wal.commit()
+
+
+def test_a_full_log_still_rescues_what_a_failed_file_holds(make_wal):
+    wal = make_wal(segment_bytes=4096, max_bytes=8192)
+    entries = [entry(number, 300) for number in range(40)]
+    for found in entries:
+        wal.append(found)
+        wal.tidy()
+    (broken, *_) = [found.segment for found in entries if found.segment.path]
+    wal._give_up(broken, OSError("EIO"))
+    wal.tidy()
+    assert all(found.segment is not broken for found in entries)
+
+
+def test_removals_are_synced_together_by_the_keeper(make_wal, monkeypatch):
+    wal = make_wal("always", segment_bytes=4096, sync_interval=60.0)
+    folders = []
+    monkeypatch.setattr("logbun_logging.wal.instance.sync_folder", folders.append)
+    entries = [entry(number, 300) for number in range(60)]
+    for found in entries:
+        wal.append(found)
+        wal.tidy()
+    wal.acknowledge(entries)
+    wal.tidy()
+    assert wal.usage()[0] == 1
+    assert not wal._quiet()
+    assert folders == []
+    wal._removed_at -= 60.0
+    wal.tidy()
+    assert folders == [wal.instance]
+    assert wal._quiet()

@@ -17,14 +17,23 @@ text ``{"v": `` cannot stand inside an event: wherever it is found, a record beg
 therefore find the next record behind any damage, even on the same line.
 
 The parts: ``codec`` knows the line, ``segment`` one file and what is not yet acknowledged in it,
-``commit`` shares one sync between many callers, ``writer`` appends, seals and heals, ``recovery``
-adopts what a dead process left. All of them know entries and files, nothing of logging.
+``commit`` shares one sync between many callers, ``instance`` is the process's locked folder,
+``writer`` appends, seals and heals, ``rescue`` writes what a failed file holds to a new one,
+``recovery`` adopts what a dead process left. All of them know entries and files, nothing of
+logging.
 """
 
 from __future__ import annotations
 
 from logbun_logging.wal.recovery import AdoptedLog, adopt_abandoned, read_segment
 from logbun_logging.wal.segment import Segment
-from logbun_logging.wal.writer import WalWriter
+from logbun_logging.wal.writer import WalRemovedError, WalWriter
 
-__all__ = ["AdoptedLog", "Segment", "WalWriter", "adopt_abandoned", "read_segment"]
+__all__ = [
+    "AdoptedLog",
+    "Segment",
+    "WalRemovedError",
+    "WalWriter",
+    "adopt_abandoned",
+    "read_segment",
+]

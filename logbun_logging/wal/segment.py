@@ -63,6 +63,7 @@ class Segment:
         unread: left by a dead process, and not read to its end yet.
         failed: a write or sync failed, so what is pending must be written again elsewhere.
         sealed_at: monotonic seconds, if its file was open then.
+        sealed_size: the bytes in the file then; 0 before.
     """
 
     __slots__ = (
@@ -74,6 +75,7 @@ class Segment:
         "pending",
         "sealed",
         "sealed_at",
+        "sealed_size",
         "unread",
     )
 
@@ -89,6 +91,7 @@ class Segment:
         self.unread = unread
         self.failed = path is None
         self.sealed_at = 0.0
+        self.sealed_size = 0
 
     @property
     def finished(self) -> bool:
@@ -98,6 +101,7 @@ class Segment:
     def seal(self) -> None:
         """Note that nothing is appended any more, but by those who have claimed a place."""
         self.sealed_at = time.monotonic()
+        self.sealed_size = self.size()
         self.sealed = True
 
     @property
@@ -107,6 +111,18 @@ class Segment:
         Only for a sealed segment with a file: others get hold of the current one all the time.
         """
         return sys.getrefcount(self.file) > _UNHELD
+
+    @property
+    def gone(self) -> bool:
+        """Its path is missing, or stands for another file."""
+        file = self.file
+        try:
+            named = self.path.lstat() if self.path else None
+            return bool(file and named and not os.path.samestat(os.fstat(file.number), named))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:  # the disk, not the name
+            return False
 
     def size(self) -> int:
         """Return the bytes in the file."""

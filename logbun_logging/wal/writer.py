@@ -9,32 +9,33 @@ errors.
 After a failed write or sync a segment is never trusted again: the kernel may have dropped the pages
 and reports the error only once (the PostgreSQL "fsyncgate" of 2018). Its pending entries, which are
 still in memory, are written to a new file; the old one is kept until that one has been synced,
-because part of it may have reached the disk.
+because part of it may have reached the disk. The same is done for a file that somebody has removed
+or moved, and beyond ``wal.max_bytes`` entries stay in memory as if the disk were full.
 
 Cost of an append: about 2 µs, of which the ``write`` system call is more than half.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 from zlib import crc32
 
 from logbun_logging.event import Entry
-from logbun_logging.files import PRIVATE_FILE, make_folder, sync_folder, try_lock
+from logbun_logging.files import PRIVATE_FILE, sync_folder
 from logbun_logging.options import FsyncPolicy, WalOptions
 from logbun_logging.wakeup import Wakeup
-from logbun_logging.wal.codec import encode_line, read_records
 from logbun_logging.wal.commit import GroupCommit
+from logbun_logging.wal.instance import InstanceFolder
+from logbun_logging.wal.rescue import copy_entries, move_entries
 from logbun_logging.wal.segment import AppendFile, Segment
 
-__all__ = ["WalWriter"]
+__all__ = ["WalRemovedError", "WalWriter"]
 
 #: How often the keeper looks at the size of the segment while events come in, in seconds.
 _TICK = 0.05
@@ -57,7 +58,18 @@ _TRIES = 3
 #: How long a caller waits for its turn at that, in seconds.
 _RESCUE = 5.0
 
+#: How often the keeper looks whether the files' names still stand for them, in seconds.
+_NAME_LOOK = 1.0
+
+#: The part of ``wal.max_bytes`` that is reported, and the part below which it may be once more.
+_NEARLY_FULL = 0.8
+_CALM = 0.5
+
 _write = os.write
+
+
+class WalRemovedError(OSError):
+    """Somebody has removed or moved the WAL's folder or a file in it."""
 
 
 class WalWriter:
@@ -69,6 +81,7 @@ class WalWriter:
         options: sizes and times.
         failed: called on the keeper's thread, or on that which calls :meth:`close`, with an error
             and the number of events that were kept in memory only because of it.
+        nearly_full: called there with the bytes in files and ``max_bytes`` when they come near it.
     """
 
     def __init__(
@@ -77,13 +90,13 @@ class WalWriter:
         fsync: FsyncPolicy,
         options: WalOptions,
         failed: Callable[[OSError, int], None],
+        nearly_full: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
-        self._folder = folder
         self._fsync = fsync
         self._options = options
         self._failed = failed
-        self._instance: Path | None = None
-        self._lock_descriptor = -1
+        self._nearly_full = nearly_full
+        self._instance = InstanceFolder(folder)
         self._current = Segment(None)
         # All are re-entrant: a signal handler may log.
         self._swap_lock = (
@@ -96,7 +109,11 @@ class WalWriter:
         self._number = 0
         self._missed = 0
         self._error: OSError | None = None
+        # The keeper's, under the keep lock:
         self._synced_at = time.monotonic()
+        self._looked_at = time.monotonic()
+        self._removed_at: float | None = None  # since when a removal has not been synced
+        self._warned = False  # of the files' size
         self._synced: tuple[Segment, int] | None = None  # the current one, and its size then
         self._wake = Wakeup()
         self._closed = False
@@ -171,7 +188,7 @@ class WalWriter:
     @property
     def instance(self) -> Path | None:
         """The folder that this process holds."""
-        return self._instance
+        return self._instance.path
 
     def poke(self) -> None:
         """Tell the keeper that there is work: called by the listener, never by the application."""
@@ -239,6 +256,8 @@ class WalWriter:
 
     def tidy(self) -> None:
         """Do the keeper's work once, now: heal, seal, sync, delete."""
+        with self._keep_lock:
+            self._give_up_removed()
         self._report()
         with self._keep_lock:
             if any(s.failed for s in self._segments) or self._current.failed:
@@ -249,12 +268,59 @@ class WalWriter:
                 idle = not current.pending and not current.parked
                 if size >= self._options.segment_bytes or (idle and size >= _MIN_SEAL):
                     self._seal()
+                if self._full():
+                    self._write_no_more()
             self._settle()
             due = self._synced_at + self._options.sync_interval
             if self._fsync == "interval" and time.monotonic() >= due:
                 self._synced_at = time.monotonic()
                 self._sync()
             self._delete_finished()
+            removed = self._removed_at
+            if removed is not None and time.monotonic() >= removed + self._options.sync_interval:
+                self._removed_at = None
+                self._instance.sync()
+        self._warn()
+
+    def _give_up_removed(self) -> None:
+        """Give up files whose name stands for them no more; what is pending is written again."""
+        now = time.monotonic()
+        if now < self._looked_at + _NAME_LOOK:
+            return
+        self._looked_at = now
+        needed = [s for s in self._segments if not s.failed and (s.pending or not s.sealed)]
+        for segment in needed:
+            if segment.gone:
+                self._instance.forget_if_gone()
+                text = "removed, moved or replaced; what is in memory is written again"
+                self._give_up(segment, WalRemovedError(errno.ENOENT, text, str(segment.path)))
+
+    def _used(self) -> int:
+        """Return the bytes in files; a sealed one's size is known."""
+        return sum(segment.sealed_size or segment.size() for segment in self._segments)
+
+    def _full(self) -> bool:
+        limit = self._options.max_bytes
+        return limit is not None and self._used() >= limit
+
+    def _write_no_more(self) -> None:
+        """Keep entries in memory until acknowledged files have made room."""
+        with self._swap_lock:
+            before, self._current = self._current, Segment(None)
+        before.seal()
+        self._error = OSError(errno.ENOSPC, f"wal.max_bytes={self._options.max_bytes:,} is reached")
+
+    def _warn(self) -> None:
+        """Report once when the files come near their bound."""
+        limit = self._options.max_bytes
+        if limit is None:
+            return
+        used = self._used()
+        if used < _CALM * limit:
+            self._warned = False
+        elif used >= _NEARLY_FULL * limit and not self._warned:
+            self._warned = True
+            self._nearly_full(used, limit)
 
     def _settle(self) -> None:
         """Sync and close sealed files to which nobody writes any more, oldest first."""
@@ -287,11 +353,8 @@ class WalWriter:
             self._delete_finished()
             for segment in self._segments:
                 segment.file = None
-            if self._instance is not None:
-                with suppress(OSError):  # not empty: the next process adopts it
-                    self._instance.rmdir()
-                os.close(self._lock_descriptor)
-            self._instance, self._lock_descriptor, self._segments = None, -1, []
+            self._instance.release()
+            self._segments = []
         self._report()
         self._group.lead()  # whoever still waits is told
 
@@ -299,8 +362,7 @@ class WalWriter:
         """In a forked child: let go of the parent's descriptors. The files stay the parent's."""
         for segment in self._segments:
             segment.file = None
-        if self._lock_descriptor >= 0:
-            os.close(self._lock_descriptor)
+        self._instance.abandon()
 
     # ── the keeper ──
 
@@ -321,6 +383,8 @@ class WalWriter:
                 return False
             if any(s.sealed and s.file is not None for s in self._segments):
                 return False  # somebody is late
+            if self._removed_at is not None:
+                return False
             current = self._current
             return self._fsync != "interval" or self._synced == (current, current.size())
 
@@ -336,13 +400,14 @@ class WalWriter:
         Nothing is taken from the old files before the new one has been synced. Returns whether
         everything that is pending is in files now.
         """
-        if self._ended:
+        failed = [s for s in (*self._segments, self._current) if s.failed]
+        in_memory = all(s.path is None for s in failed)  # and not in a file that is trusted no more
+        if self._ended or self._instance.pausing or (in_memory and self._full()):
             return False
         fresh: Segment | None = None
         try:
             fresh = self._create()
-            failed = [s for s in (*self._segments, self._current) if s.failed]
-            copies = [self._copy(segment, fresh) for segment in failed]
+            copies = [copy_entries(segment, fresh, self._pending_lock) for segment in failed]
             synced = self._fsync == "never" or self._sync_segment(fresh)
         except OSError as error:
             self._error = error
@@ -359,7 +424,7 @@ class WalWriter:
             self._segments.append(before)  # not forgotten if the next step fails
         try:
             for segment, copy in zip(failed, copies, strict=True):
-                self._move(segment, fresh, copy)
+                move_entries(segment, fresh, copy, self._pending_lock)
         except OSError as error:
             self._give_up(fresh, error)
             return False
@@ -369,90 +434,40 @@ class WalWriter:
         self._delete_finished()
         return True
 
-    def _copy(self, source: Segment, target: Segment) -> _Copy:
-        """Write everything that only *source* has to *target* as well."""
-        with self._pending_lock:
-            parked = frozenset(source.parked)
-        entries = list(source.pending)
-        lines = [encode_line(entry.payload) for entry in entries]
-        if parked and source.path is not None:
-            known = {hash(entry.payload) for entry in entries}
-            found: dict[int, bytes] = {}
-            with suppress(OSError), source.path.open("rb") as file:
-                found = {
-                    hash(data): encode_line(data)
-                    for data, whole in read_records(file)
-                    if whole and hash(data) in parked and hash(data) not in known
-                }
-            lines += found.values()
-            parked &= known.union(found)  # the rest stays, to be read back and reported
-        for line in lines:
-            _write_all(_number(target), line)
-        return _Copy(frozenset(entries), parked)
-
-    def _move(self, source: Segment, target: Segment, copy: _Copy) -> None:
-        """Make *target* the home of what *source* has; write what came after the copy."""
-        with self._pending_lock:
-            moved = array("q", (record for record in source.parked if record in copy.parked))
-            if moved:
-                rest = (record for record in source.parked if record not in copy.parked)
-                source.parked = array("q", rest)
-                target.parked += moved
-                target.parked_since = min(filter(None, (source.parked_since, target.parked_since)))
-        while source.pending:
-            entries = list(source.pending)
-            for entry in entries:
-                if entry not in copy.entries:
-                    _write_all(_number(target), encode_line(entry.payload))
-            with self._pending_lock:
-                for entry in entries:
-                    if entry in source.pending:
-                        del source.pending[entry]
-                        target.pending[entry] = None
-                        entry.segment = target
-
     def _create(self) -> Segment:
-        if self._instance is None:
-            self._claim_folder()
-        assert self._instance is not None  # noqa: S101 - for the type checker
-        path = self._instance / "current.aof"
-        if path.exists():
-            self._put_aside(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        segment = Segment(path, AppendFile(os.open(path, flags, PRIVATE_FILE)))
+        try:
+            segment = self._open(self._instance.claim())
+        except FileNotFoundError:  # somebody has removed or moved the folder
+            self._instance.forget_if_gone()
+            segment = self._open(self._instance.claim())
         self._segments.append(segment)
         try:
             if self._fsync != "never":
-                sync_folder(self._instance)
+                sync_folder(self._instance.claim())
         except OSError:
             segment.sealed = True  # empty, and so finished
             raise
         return segment
 
-    def _put_aside(self, path: Path) -> None:
-        """Give the file called current its number."""
-        self._number += 1
-        target = path.with_name(f"seg-{self._number:06d}.aof")
-        path.rename(target)
-        for segment in self._segments:
-            if segment.path == path:
-                segment.path = target
+    def _open(self, folder: Path) -> Segment:
+        path = folder / "current.aof"
+        self._put_aside(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        return Segment(path, AppendFile(os.open(path, flags, PRIVATE_FILE)))
 
-    def _claim_folder(self) -> None:
-        make_folder(self._folder)
-        while True:
-            name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(6).hex()}"
-            instance = self._folder / name
-            make_folder(instance)
-            # Another process may take the new folder for an abandoned one and remove it.
-            try:
-                descriptor = os.open(instance, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            if try_lock(descriptor) and instance.exists():
-                self._instance, self._lock_descriptor = instance, descriptor
-                return
-            os.close(descriptor)
+    def _put_aside(self, path: Path) -> None:
+        """Give the file called current its number; its segment as well if the file is gone.
+
+        A segment is deleted by its path, which from now on is another one's.
+        """
+        named = [segment for segment in self._segments if segment.path == path]
+        if named or path.exists():
+            self._number += 1
+            target = path.with_name(f"seg-{self._number:06d}.aof")
+            with suppress(FileNotFoundError):
+                path.rename(target)
+            for segment in named:
+                segment.path = target
 
     def _seal(self) -> None:
         """Put a new file in the place of the current one."""
@@ -485,8 +500,10 @@ class WalWriter:
             file = segment.file
             if file is None and segment.sealed and not segment.failed:
                 return True  # synced when nobody could write to it any more
+            if segment.failed:
+                return False  # it has been reported, and is being mended
             try:
-                if file is None or segment.failed:
+                if file is None:
                     raise OSError("the WAL cannot be written")
                 os.fdatasync(file.number)
             except OSError as error:
@@ -519,20 +536,5 @@ class WalWriter:
                     self._error = error
                 else:
                     self._segments.remove(segment)
-
-
-class _Copy(NamedTuple):
-    """What a new file has of an old one: the entries, and the hashes of parked records."""
-
-    entries: frozenset[Entry]
-    parked: frozenset[int]
-
-
-def _number(segment: Segment) -> int:
-    assert segment.file is not None  # noqa: S101 - for the type checker
-    return segment.file.number
-
-
-def _write_all(descriptor: int, line: bytes) -> None:
-    if os.write(descriptor, line) != len(line):
-        raise OSError("short write: no space is left")
+                    if self._fsync != "never" and self._removed_at is None:
+                        self._removed_at = time.monotonic()

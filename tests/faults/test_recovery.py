@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -528,3 +529,38 @@ def test_no_record_is_left_out_when_its_place_is_read_again_after_an_outage(
     adapter.down = False
     assert wait_until(lambda: len(adapter.events) == 506, 30)
     assert wait_until(lambda: trail.flush(5) and trail.dlq.is_empty(), 20)
+
+
+def all_kept(trail):
+    """Tell whether everything that waits is in the current file."""
+    wal = trail.pipeline.wal
+    return len(wal._current.pending) == trail.stats()["queued"] and not wal._current.failed
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_was_in_memory_when_its_folder_was_taken_away_survives_a_kill(
+    make_trail, make_logger, folder, moved
+):
+    pid = os.fork()
+    if pid == 0:
+        away = SharedMemoryAdapter()
+        away.down = True
+        trail = make_trail(adapter=away, mode="durable", retry={**QUICK, "base_delay": 60.0})
+        audit = AuditLogger(make_logger(trail.handler))
+        for number in range(50):
+            audit.fire("a", tenant_id="t", entity_id=str(number))
+        if moved:
+            folder.parent.rename(folder.parent.with_name("moved"))
+        else:
+            shutil.rmtree(folder.parent)
+        for number in range(50, 100):
+            audit.fire("a", tenant_id="t", entity_id=str(number))
+        told = wait_until(lambda: trail.stats()["wal_removed"] == 1)
+        written = wait_until(lambda: list(folder.glob("wal/*/current.aof")) and all_kept(trail))
+        audit.fire("a", tenant_id="t", entity_id="100")
+        os._exit(0 if told and written else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    adapter = SharedMemoryAdapter()
+    trail = make_trail(adapter=adapter, mode="durable")
+    assert trail.flush(20)
+    assert set(entity_ids(adapter)) == {str(number) for number in range(101)}
