@@ -156,9 +156,10 @@ class Flusher:
         except Exception as error:
             outcome = Outcome(Verdict.FAILED, f"{type(error).__name__}: {error}")
             logging.getLogger("logbun_logging").exception("delivery failed")
-            for lane, entries in shipment:
-                if lane.in_flight is entries:
-                    self._failed(lane, entries, outcome)
+            with suppress(Exception):  # it may be memory that is short, now as before
+                for lane, entries in shipment:
+                    if lane.in_flight is entries:
+                        self._failed(lane, entries, outcome)
         finally:
             for lane, entries in shipment:  # unless it has an owner
                 self._buffers.retry_later(lane, entries, _NOWHERE_DELAY)

@@ -165,9 +165,9 @@ class Pipeline:
         )
         self.dlq = DeadLetterQueue(options.folder / "dlq", options.dlq, self._retry_dead_letters)
         places = Places(
-            proven=lambda tenant: self.databases.breaker(tenant).proven,
-            hanging=lambda: self.delivery.hanging,
-            connections=options.pool.max_active_connections,
+            lambda tenant: self.databases.breaker(tenant).proven,
+            lambda: self.delivery.hanging,
+            options.pool.max_active_connections,
         )
         self.buffers = Buffers(
             options.batching,
@@ -180,12 +180,9 @@ class Pipeline:
             carried=carried,
             hurry=self._hurry,
         )
+        timeout, most_hanging = options.insert_timeout, places.most_doubtful
         self.delivery = Delivery(
-            self.databases,
-            self.counters,
-            options.insert_timeout,
-            self._recovered,
-            places.most_doubtful,
+            self.databases, self.counters, timeout, self._recovered, most_hanging
         )
         self.flusher = Flusher(
             buffers=self.buffers,

@@ -43,7 +43,6 @@ class Places:
 
     def __init__(
         self,
-        *,
         proven: Callable[[str | None], bool] = lambda _: True,
         hanging: Callable[[], int] = lambda: 0,
         connections: int = _MOST,

@@ -73,11 +73,12 @@ def test_sixty_tenants_that_hang_hold_up_no_other(per_tenant, hangs):
 def test_threads_that_hang_are_bounded_over_all_databases(per_tenant):
     trail, log, _ = per_tenant("insert", insert_timeout=0.05, pool={"max_active_connections": 40})
     tenants = [f"sick{number}" for number in range(80)]
+    before = set(threading.enumerate())
     for _ in range(5):
         log_each(log, tenants)
         trail.flush(1)
-    hung = [found for found in threading.enumerate() if found.name == "logbun-insert"]
-    assert len(hung) <= 48
+    new = set(threading.enumerate()) - before
+    assert sum(thread.name == "logbun-insert" for thread in new) <= 48
     assert trail.pipeline.delivery.hanging <= 24
 
 
@@ -112,7 +113,7 @@ def test_a_database_that_takes_few_rows_in_its_time_gets_few_at_a_time(make_trai
         def bulk_insert_many(self, batches):
             rows = sum(len(events) for _, events in batches)
             self.sizes.append(rows)
-            if rows > 60:
+            if rows > 300:
                 raise TimeoutError("504")
             return super().bulk_insert_many(batches)
 
