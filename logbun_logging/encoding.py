@@ -1,8 +1,8 @@
 """From the words of a call to the bytes of an event, on the calling thread.
 
-The fast path looks for values that the C encoder would copy unread, builds the struct, encodes it
-and looks at the result: short enough, no NUL, no key to redact. Whatever does not pass is built
-again, slowly and safely. An event always comes out; the caller never sees an error.
+The fast path has the values screened, builds the struct, encodes it and looks at the result: short
+enough, and no NUL. Whatever does not pass is built again, slowly and safely, by a normalizer that
+has room for so much. An event always comes out; the caller never sees an error.
 
 The fast path costs about 1.9 µs of the calling thread for an event of 9 fields (CPython 3.11).
 """
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Final
 
-from msgspec import to_builtins
 from uuid_utils import uuid7
 
 from logbun_logging.event import (
@@ -27,32 +27,33 @@ from logbun_logging.event import (
 )
 from logbun_logging.options import LimitOptions
 from logbun_logging.redaction import Redactor
+from logbun_logging.screening import make_screen
 from logbun_logging.stats import Counters
-from logbun_logging.values import REDACTED, Normalizer, clean_tenant_id, plain_text
-
-__all__ = ["CALL_FIELDS", "EventEncoder"]
-
-_TEXT_FIELDS: Final = (
-    "actor_id",
-    "tenant_id",
-    "entity_type",
-    "entity_id",
-    "outcome",
-    "request_id",
-    "ip_address",
-    "user_agent",
+from logbun_logging.unknown_fields import (
+    CALL_FIELDS,
+    OBJECT_FIELDS,
+    TEXT_FIELDS,
+    UnknownFieldsMode,
+    make_watch,
 )
-_OBJECT_FIELDS: Final = ("old_values", "new_values", "metadata")
+from logbun_logging.values import (
+    MIN_DIGESTED,
+    REDACTED,
+    Normalizer,
+    clean_tenant_id,
+    plain_text,
+)
+
+__all__ = ["EventEncoder"]
+
+#: Room for the values of one event, for each byte that it may have. So what fits has room enough,
+#: apart from lists of values of fewer than 4 bytes each.
+_ROOM: Final = 4
 
 _BACKSLASH: Final = ord("\\")
 
-#: Types that hold no other values, so that only what is of another type is looked into.
-_PLAIN: Final = frozenset({str, int, float, bool, type(None), datetime})
-
+_first: Final = itemgetter(0)
 _moment_of: Final = datetime.fromtimestamp  # looked up once: 0.04 µs
-
-#: What a call may name; every other key is metadata.
-CALL_FIELDS: Final = frozenset((*_TEXT_FIELDS, *_OBJECT_FIELDS))
 
 
 class EventEncoder:
@@ -62,14 +63,28 @@ class EventEncoder:
         limits: sizes beyond which values are cut.
         redactor: what must not be written, or None.
         counters: told of cuts, unknown actors and calls that could not be encoded.
+        unknown_fields: what to count of names that are no field.
     """
 
-    def __init__(self, limits: LimitOptions, redactor: Redactor | None, counters: Counters) -> None:
+    def __init__(
+        self,
+        limits: LimitOptions,
+        redactor: Redactor | None,
+        counters: Counters,
+        unknown_fields: UnknownFieldsMode = "warn",
+    ) -> None:
         self._limits = limits
         self._redactor = redactor
         self._counters = counters
+        self._redacted = frozenset(
+            name for name in CALL_FIELDS if redactor is not None and redactor((name,))
+        )
         # JSON is never shorter than the string in it, so a short event has no long string.
-        self._safe_size = min(limits.max_string_bytes, limits.max_payload_bytes)
+        short = min(limits.max_string_bytes, limits.max_payload_bytes)
+        self._admits = make_screen(redactor, short)
+        # Where a whole field is redacted, nothing goes the fast way.
+        self._safe_size = 0 if self._redacted else short
+        self._watch = make_watch(unknown_fields, counters)
 
     def encode(
         self,
@@ -100,11 +115,11 @@ class EventEncoder:
                 elif type(actor) is not str:
                     actor = plain_text(actor)
             tenant = fields.get("tenant_id")
-            if type(tenant) is not str or not tenant:
+            if type(tenant) is not str or not 0 < len(tenant) < MIN_DIGESTED:
                 if tenant is None or tenant == "":
                     tenant = context.get("tenant_id")
-                if type(tenant) is not str or not tenant:
-                    tenant = None if tenant is None else plain_text(tenant) or None
+                if type(tenant) is not str or not 0 < len(tenant) < MIN_DIGESTED:
+                    tenant = None if tenant is None else clean_tenant_id(plain_text(tenant)) or None
             entity_type = fields.get("entity_type")
             if type(entity_type) is not str:
                 entity_type = (
@@ -128,27 +143,9 @@ class EventEncoder:
             old, new = fields.get("old_values"), fields.get("new_values")
             metadata = fields.get("metadata")
             if extra:
+                self._watch(extra, fields, context)
                 metadata = extra if metadata is None else {**extra, **metadata}
-            if (
-                (old is None or type(old) is dict)
-                and (new is None or type(new) is dict)
-                and (metadata is None or type(metadata) is dict)
-                and type(action) is str
-            ):
-                # The encoder copies a msgspec.Raw unread, whatever is in it; the other one of the
-                # same library refuses it. Spelt out as well: this costs 0.1 µs, a loop twice that.
-                if old is not None:
-                    for value in old.values():
-                        if type(value) is not str and type(value) not in _PLAIN:
-                            to_builtins(value)
-                if new is not None:
-                    for value in new.values():
-                        if type(value) is not str and type(value) not in _PLAIN:
-                            to_builtins(value)
-                if metadata is not None:
-                    for value in metadata.values():
-                        if type(value) is not str and type(value) not in _PLAIN:
-                            to_builtins(value)
+            if type(action) is str and self._admits(old, new, metadata):
                 moment = _moment_of(created, UTC)
                 payload = encode_event(
                     AuditEvent(
@@ -170,10 +167,8 @@ class EventEncoder:
                         agent,
                     )
                 )
-                if (
-                    len(payload) <= self._safe_size
-                    and (_BACKSLASH not in payload or b"\\u0000" not in payload)
-                    and (self._redactor is None or not self._redactor.may_match(payload))
+                if len(payload) <= self._safe_size and (
+                    _BACKSLASH not in payload or b"\\u0000" not in payload
                 ):
                     return Entry(tenant, payload)
         except Exception:  # refused by the C encoder, or an object whose own code failed
@@ -188,39 +183,16 @@ class EventEncoder:
         context: Mapping[str, str | None],
         created: float,
     ) -> Entry:
-        normal = Normalizer(self._limits.max_string_bytes, self._redactor)
+        room = self._limits.max_payload_bytes * _ROOM
+        normal = Normalizer(self._limits.max_string_bytes, self._redactor, room=room)
         try:
             created_at = utc_timestamp(created)
         except Exception:  # a record made by hand may carry anything
             created_at = utc_now()
         values: dict[str, Any] = {"actor_id": UNKNOWN_ACTOR}
-        tenant: str | None = None
         try:
-            for name in _TEXT_FIELDS:
-                given = fields.get(name)
-                if given is None or (
-                    name in {"actor_id", "tenant_id"} and type(given) is str and not given
-                ):
-                    given = context.get(name)
-                if given is None:
-                    continue
-                if name == "tenant_id":
-                    values[name] = tenant = (
-                        clean_tenant_id(plain_text(given), self._limits.max_string_bytes) or None
-                    )
-                elif self._redacts(name):
-                    values[name] = REDACTED
-                else:
-                    values[name] = normal.text(given)
-            for name in _OBJECT_FIELDS:
-                if (given := fields.get(name)) is not None:
-                    whole = self._redacts(name)
-                    values[name] = {"value": REDACTED} if whole else normal.object(given, name)
-            if extra and self._redacts("metadata"):
-                values["metadata"] = {"value": REDACTED}
-            elif extra:
-                named = normal.object(extra, "metadata")
-                values["metadata"] = {**named, **values.get("metadata", {})}
+            self._add_texts(values, normal, fields, context)
+            self._add_objects(values, normal, fields, extra)
         except Exception as error:
             # Only a mapping whose own methods raise comes here; what was read so far is kept.
             # Of the error its name alone: the text may be a secret, or raise itself.
@@ -233,17 +205,59 @@ class EventEncoder:
             normal.cuts += 1
         if normal.cuts:
             self._counters.add("cut")
-        return Entry(tenant, payload)
+        if normal.opaque:
+            kinds = ", ".join(sorted(set(normal.opaque))[:5])
+            self._counters.add(
+                "opaque_values", example=f"only the str() of {kinds} is stored: pass a dict"
+            )
+        return Entry(event.tenant_id, payload)
 
-    def _redacts(self, field: str) -> bool:
-        return self._redactor is not None and self._redactor((field,))
+    def _add_texts(
+        self,
+        values: dict[str, Any],
+        normal: Normalizer,
+        fields: Mapping[str, Any],
+        context: Mapping[str, str | None],
+    ) -> None:
+        for name in TEXT_FIELDS:
+            given = fields.get(name)
+            if given is None or (
+                name in {"actor_id", "tenant_id"} and type(given) is str and not given
+            ):
+                given = context.get(name)
+            if given is None:
+                continue
+            if name == "tenant_id":
+                values[name] = clean_tenant_id(plain_text(given)) or None
+            else:
+                values[name] = REDACTED if name in self._redacted else normal.text(given)
+
+    def _add_objects(
+        self,
+        values: dict[str, Any],
+        normal: Normalizer,
+        fields: Mapping[str, Any],
+        extra: Mapping[str, Any] | None,
+    ) -> None:
+        given = [("metadata", extra or None), *((name, fields.get(name)) for name in OBJECT_FIELDS)]
+        # Shared out, with the metadata first, so that one object leaves room for the others.
+        objects = sorted(((name, value) for name, value in given if value is not None), key=_first)
+        room = self._limits.max_payload_bytes * _ROOM
+        for left, (name, value) in zip(range(len(objects), 0, -1), objects, strict=True):
+            if name in self._redacted:
+                values[name] = {"value": REDACTED}
+                continue
+            normal.room = share = room // left
+            plain = normal.object(value, name)
+            room -= share - normal.room
+            values[name] = {**values.get(name, {}), **plain}
 
     def _shrink(self, event: AuditEvent) -> bytes:
         """Replace the largest objects by a marked preview until the event fits."""
         values = {name: getattr(event, name) for name in AuditEvent.__struct_fields__}
-        sizes = {name: len(encode_event(values[name])) for name in _OBJECT_FIELDS}
+        sizes = {name: len(encode_event(values[name])) for name in OBJECT_FIELDS}
         payload = b""
-        for name in sorted(_OBJECT_FIELDS, key=sizes.__getitem__, reverse=True):
+        for name in sorted(OBJECT_FIELDS, key=sizes.__getitem__, reverse=True):
             if values[name] is None:
                 continue
             text = encode_event(values[name])[:256].decode(errors="ignore")
@@ -252,7 +266,7 @@ class EventEncoder:
             if len(payload) <= self._limits.max_payload_bytes:
                 return payload
         normal = Normalizer(self._limits.max_payload_bytes // 32)
-        for name in ("action", *_TEXT_FIELDS):
+        for name in ("action", *TEXT_FIELDS):
             if name != "tenant_id" and values[name] is not None:
                 values[name] = normal.text(values[name])
         return encode_event(AuditEvent(**values))

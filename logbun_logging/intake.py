@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from logbun_logging.context import current_context
-from logbun_logging.encoding import CALL_FIELDS
 from logbun_logging.event import Entry
 from logbun_logging.event_dict import is_event_dict, read_event_dict
 from logbun_logging.pipeline import Pipeline
@@ -28,6 +27,7 @@ from logbun_logging.record import (
     own_attributes,
     trace_text,
 )
+from logbun_logging.unknown_fields import CALL_FIELDS
 from logbun_logging.values import cut_start, safe_str
 
 __all__ = ["Intake", "encode_record", "make_intake", "submit_unqueued"]

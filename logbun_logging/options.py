@@ -16,7 +16,9 @@ from typing import Any, Literal, Protocol, get_args
 import msgspec
 
 from logbun_logging.errors import ConfigurationError
-from logbun_logging.redaction import Redactor
+from logbun_logging.redaction import DEFAULT_RULES, Redactor
+from logbun_logging.unknown_fields import UnknownFieldsMode
+from logbun_logging.values import clean_tenant_id
 
 __all__ = [
     "BatchingOptions",
@@ -204,7 +206,8 @@ class TrailOptions(msgspec.Struct, frozen=True, kw_only=True):
     dlq: DlqOptions = DlqOptions()
     insert_timeout: float = 30.0
     flush_timeout: float = 30.0
-    redact: Redactor | None = None
+    redact: Redactor | None = Redactor(DEFAULT_RULES)
+    unknown_fields: UnknownFieldsMode = "warn"
     on_event: EventCallback | None = None
 
     @property
@@ -259,6 +262,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "fsync": get_args(FsyncPolicy),
     "batching.on_queue_full": get_args(FullPolicy),
     "tenancy.mode": get_args(TenancyMode),
+    "unknown_fields": get_args(UnknownFieldsMode),
 }
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -397,7 +401,7 @@ def _cron(option: str, value: Any) -> str:
 def _tenant_days(option: str, value: Any) -> dict[str, int]:
     if not isinstance(value, Mapping):
         raise ConfigurationError(option, value, "a mapping of tenant ids to days")
-    days = {str(tenant): value[tenant] for tenant in value}
+    days = {clean_tenant_id(str(tenant)): value[tenant] for tenant in value}
     low, high = _RANGES["retention.days"]
     for tenant, number in days.items():
         if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
@@ -407,12 +411,14 @@ def _tenant_days(option: str, value: Any) -> dict[str, int]:
 
 
 def _redactor(option: str, value: Any) -> Redactor | None:
-    if value is None or isinstance(value, Redactor):
+    if value is None:
+        return Redactor(DEFAULT_RULES)
+    if isinstance(value, Redactor):
         return value
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         raise ConfigurationError(option, value, "a list of key names or dotted paths")
     rules = list(value)
-    return Redactor(rules) if rules else None
+    return Redactor([*DEFAULT_RULES, *rules]) if rules else None
 
 
 def _check_together(options: TrailOptions, given: Mapping[str, Any]) -> None:

@@ -155,7 +155,9 @@ class Pipeline:
         options = self.options
         self.counters = Counters() if counters is None else counters
         self.reporter = Reporter(options.namespace, options.on_event, self.counters)
-        self.encoder = EventEncoder(options.limits, options.redact, self.counters)
+        self.encoder = EventEncoder(
+            options.limits, options.redact, self.counters, options.unknown_fields
+        )
         self.wal = WalWriter(
             options.folder / "wal",
             options.fsync,

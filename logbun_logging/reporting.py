@@ -35,7 +35,13 @@ _WATCHED: Final = (
     "filter_failures",
     "rendered",
     "unknown_action",
+    "unknown_fields",
+    "refused_fields",
+    "opaque_values",
 )
+
+#: Those that are errors.
+_ERRORS: Final = frozenset({"dropped", "lost", "refused_fields"})
 
 _logger = logging.getLogger(LOGGER_NAME)
 
@@ -80,8 +86,10 @@ class Reporter:
             count = self._counters[name]
             if count != self._seen[name]:
                 new, self._seen[name] = count - self._seen[name], count
-                level = logging.ERROR if name in {"dropped", "lost"} else logging.WARNING
-                self.report(name, level, events=new)
+                level = logging.ERROR if name in _ERRORS else logging.WARNING
+                example = self._counters.example(name)
+                details = {} if example is None else {"example": example}
+                self.report(name, level, events=new, **details)
 
     def wal_failed(self, error: OSError, events: int) -> None:
         """Tell of an error of the WAL, and of *events* that are in memory only because of it."""

@@ -33,6 +33,9 @@ COUNTERS: Final = {
     "cut": "events with a value that was cut to the limits",
     "unknown_actor": "events that named no actor",
     "unknown_action": "events whose action is not in the logger's set",
+    "unknown_fields": "names in calls that look like a field's, misspelt",
+    "refused_fields": "names in calls that are no field, with unknown_fields='refuse'",
+    "opaque_values": "events with an object of which only its str() could be stored",
     "encode_failures": "events of which only the action and the error could be kept",
     "filter_failures": "filters behind the queue that raised; their records passed",
     "rendered": "events whose action is a rendered JSON object: a structlog renderer came first",
@@ -49,11 +52,18 @@ class Counters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values = dict.fromkeys(COUNTERS, 0)
+        self._examples: dict[str, str] = {}
 
-    def add(self, name: str, amount: int = 1) -> None:
-        """Add *amount* to the counter *name*."""
+    def add(self, name: str, amount: int = 1, *, example: str | None = None) -> None:
+        """Add *amount* to the counter *name*; the last *example* goes into the report."""
         with self._lock:
             self._values[name] += amount
+            if example is not None:
+                self._examples[name] = example
+
+    def example(self, name: str) -> str | None:
+        """Return an example of what the counter *name* has counted, if one was given."""
+        return self._examples.get(name)
 
     def add_all(self, amounts: Mapping[str, int]) -> None:
         """Add to several counters in one step: no snapshot sees one without the others."""

@@ -294,7 +294,7 @@ class AuditTrail:
 
     def _scope(self, tenant_id: TenantScope) -> TenantScope:
         if isinstance(tenant_id, str) and tenant_id:
-            return clean_tenant_id(plain_text(tenant_id), self.options.limits.max_string_bytes)
+            return clean_tenant_id(plain_text(tenant_id))
         if not (tenant_id is None or tenant_id == "" or isinstance(tenant_id, AllTenants)):
             allowed = "a string, None or ALL_TENANTS"
             raise QueryError(f"tenant_id={shown(tenant_id)}: allowed is {allowed}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import random
 import threading
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from logbun_logging.adapters.sqlite import SQLiteAdapter
 from logbun_logging.event import AuditEvent, decode_event, new_event_id, utc_timestamp
 from logbun_logging.options import BatchingOptions, parse_options
 from logbun_logging.query import Pagination, make_filters
+from logbun_logging.redaction import Redactor
 from tests.fakes import MemoryAdapter, wait_until
 
 BASE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -318,6 +320,7 @@ BAD_OPTIONS = [
     ({"tenancy": {"mode": "database_per_tenant"}, "adapter": None}, "resolve_connection"),
     ({"redact": "password"}, "redact='password'"),
     ({"redact": ["tenant_id"]}, "redact='tenant_id'"),
+    ({"unknown_fields": "raise"}, "unknown_fields='raise'.*'warn' or 'refuse' or 'allow'"),
     ({"on_event": 5}, "on_event=5"),
     ({"require_tenant_id": "yes"}, "require_tenant_id='yes'"),
     ({"limits": {"max_string_bytes": 1}}, "limits.max_string_bytes=1"),
@@ -344,6 +347,35 @@ def test_a_wrong_option_is_refused_at_set_up(tmp_path, options, message):
     given = {"namespace": "test", "adapter": f"sqlite:///{tmp_path}/a.db", **options}
     with pytest.raises(ConfigurationError, match=message):
         AuditTrail(**given)
+
+
+def test_rules_are_added_to_those_that_redact_secrets_by_default():
+    def redacted(**options):
+        options = parse_options({"namespace": "n", "adapter": "sqlite:///a.db", **options})
+        redactor = options.redact
+        return [
+            name
+            for name in ("password", "ssn", "plan")
+            if redactor is not None and redactor(("metadata", name))
+        ]
+
+    assert redacted() == redacted(redact=None) == ["password"]
+    assert redacted(redact=["ssn"]) == ["password", "ssn"]
+    assert redacted(redact=Redactor(["ssn"])) == ["ssn"]
+    assert redacted(redact=[]) == []
+
+
+def test_days_are_of_the_tenant_as_it_is_stored(make_trail, make_logger):
+    tenants = {"acme\0": 36_500, "x" * 3000: 36_500}
+    trail = make_trail(retention={"days": 1, "tenants": tenants})
+    logger = make_logger(trail.handler)
+    for tenant in (*tenants, "other"):
+        record = logging.makeLogRecord({"msg": "a", "tenant_id": tenant, "levelno": logging.INFO})
+        record.created -= 10 * 86_400
+        logger.handle(record)
+    assert trail.flush(20)
+    assert sum(trail.prune().values()) == 1
+    assert {len(trail.query(tenant_id=tenant).logs) for tenant in tenants} == {1}
 
 
 def test_a_misspelt_option_is_refused_wherever_it_is_given(tmp_path):

@@ -7,21 +7,24 @@ import datetime
 import decimal
 import enum
 import pathlib
+import sqlite3
 import time
 import uuid
 from collections import UserDict
+from typing import NamedTuple
 
 import msgspec
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logbun_logging.encoding import EventEncoder
 from logbun_logging.event import decode_event
-from logbun_logging.options import LimitOptions
+from logbun_logging.options import LimitOptions, parse_options
 from logbun_logging.redaction import Redactor
 from logbun_logging.stats import Counters
-from logbun_logging.values import clean_tenant_id, clean_text, cut_text
+from logbun_logging.values import Normalizer, clean_tenant_id, clean_text, cut_text
 
 
 class Colour(enum.Enum):
@@ -122,13 +125,27 @@ def test_a_cycle_is_cut_where_it_closes():
     assert encode(cyclic).metadata == {"name": "x", "self": "[CIRCULAR]"}
 
 
-def test_nesting_is_cut_at_a_depth():
+@pytest.mark.parametrize(("depth", "cut"), [(31, False), (32, True), (2000, True)])
+def test_nesting_is_cut_at_a_depth(depth, cut):
     deep = current = {}
-    for _ in range(2000):
+    for _ in range(depth):
         current["d"] = {}
         current = current["d"]
-    text = str(encode(deep).metadata)
-    assert "[TOO DEEP]" in text or text.count("{") == 2001
+    counters = Counters()
+    for others in ({}, {"nul": "\0"}):
+        text = str(encode({**deep, **others}, counters=counters).metadata)
+        assert ("[TOO DEEP]" in text) is cut
+        assert text.count("{") == (32 if cut else depth + 1)
+    assert counters["cut"] == (2 if cut else 0)
+
+
+def test_lists_are_cut_at_the_same_depth():
+    deep = []
+    for _ in range(915):
+        deep = [deep]
+    text = str(encode({"v": deep}).metadata)
+    assert text.count("[") == 32
+    assert "[TOO DEEP]" in text
 
 
 def test_keys_that_become_equal_are_all_kept():
@@ -292,14 +309,91 @@ def test_a_large_event_keeps_a_marked_preview():
     assert counters["cut"] == 1
 
 
-def test_too_many_items_are_counted_in_a_mark():
-    event = encode({"v": list(range(20_000))}, limits=LimitOptions(max_payload_bytes=16_000_000))
-    assert event.metadata["v"][-1] == "[+10000 items]"
+def aliases(depth):
+    """Return a list that stands for 10 ** depth numbers and holds ten."""
+    value = [1] * 10
+    for _ in range(depth - 1):
+        value = [value] * 10
+    return value
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: list(range(100_000)),
+        lambda: {f"k{n}": n for n in range(100_000)},
+        lambda: [{f"k{n}": n for n in range(500)}] * 1000,
+        lambda: [10**3999] * 10_000,
+        lambda: ["\u00e9" * 10_000] * 100_000,
+        lambda: [b"x" * 10_000] * 100_000,
+        lambda: aliases(9),
+        lambda: {"a": {"b": (aliases(9), Point(1, aliases(9)))}},
+        lambda: msgspec.Raw(b"[" + b"1," * 500_000 + b"1]"),
+        lambda: {"k" * 2100 + f"{n:05}": n for n in range(10_000)},
+    ],
+    ids=range(10),
+)
+def test_what_has_no_end_is_left_out_and_marked_and_little_of_it_is_looked_at(make, monkeypatch):
+    looked_at = []
+    original = Normalizer.value
+
+    def value(self, *arguments):
+        looked_at.append(1)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Normalizer, "value", value)
+    counters = Counters()
+    event = encode({"plan": "pro"}, new_values={"v": make(), "a": 1}, counters=counters)
+    assert len(looked_at) < 20_000
+    assert "items]" in str(event) or "bytes]" in str(event) or "_truncated" in event.new_values
+    assert event.metadata == {"plan": "pro"}
+    assert counters["cut"] == 1
+
+
+def test_names_that_are_cut_to_the_same_one_are_all_kept():
+    given = {"k" * 3000 + str(n): n for n in range(60)}
+    event = encode({"v": given}, limits=LimitOptions(max_payload_bytes=1_000_000))
+    assert sorted(event.metadata["v"].values()) == list(range(60))
+    assert {name.rpartition("]")[2] for name in event.metadata["v"]} >= {"", "_2", "_10"}
+    taken = {"7": "a", 7: "b", "7_2": "c", True: "d", "true": "e"}
+    assert encode({"v": taken}).metadata["v"] == {
+        "7": "a",
+        "7_2": "b",
+        "7_2_2": "c",
+        "true": "d",
+        "true_2": "e",
+    }
+
+
+def test_each_object_of_an_event_has_its_share():
+    large = [{"n": n} for n in range(100_000)]
+    event = encode(large, old_values={"v": large}, new_values={"title": "x"}, extra={"plan": "pro"})
+    assert event.new_values == {"title": "x"}
+    assert event.old_values["v"][:2] == [{"n": 0}, {"n": 1}]
+    assert event.metadata["plan"] == "pro"
+
+
+def test_the_text_of_a_container_is_its_start():
+    event = encode(actor_id=aliases(9), entity_id={"a": [1]}, outcome=[aliases(9)] * 9, action=[1])
+    assert (event.entity_id, event.action) == ("{'a': [1]}", "[1]")
+    assert len(event.actor_id.encode()) <= 2048
+
+
+def test_the_stored_form_of_a_tenant_id_is_nobody_elses_id():
+    victim = "acme\0"
+    stored = encode(tenant_id=victim).tenant_id
+    assert stored == clean_tenant_id(victim) != victim
+    for others in ({}, {"nul": "\0"}):
+        forged = encode(others, tenant_id=stored, context={"tenant_id": stored}).tenant_id
+        assert forged == clean_tenant_id(stored) != stored
+        assert encode(others, context={"tenant_id": stored}).tenant_id == forged
+    for plain in ("[sha256:" + "0" * 32 + "]", "a" * 100, str(uuid.UUID(int=7)), stored + "x"):
+        assert encode(tenant_id=plain).tenant_id == plain
 
 
 def test_tenants_that_have_to_be_cleaned_stay_distinct():
     ids = ["a\0b", "a\u2400b", "x" * 3000, "x" * 3001, "A", "a", "\ud800", "\ufffd"]
-    cleaned = {clean_tenant_id(tenant, 2048) for tenant in ids}
+    cleaned = {clean_tenant_id(tenant) for tenant in ids}
     assert len(cleaned) == len(ids)
     assert all(len(tenant.encode()) <= 2048 for tenant in cleaned)
 
@@ -358,15 +452,137 @@ def test_redaction_looks_at_the_key_alone(rule, key, prefix):
         assert "secret" not in str(event), others
 
 
-class Node(msgspec.Struct):
-    password: str = "secret"
-    parent: object = None
+class Pair(NamedTuple):
+    password: str
+    n: int = 1
 
 
-def cyclic_struct():
-    node = Node()
-    node.parent = node
-    return node
+class Aliased(pydantic.BaseModel):
+    pw: str = pydantic.Field(alias="password")
+    inner: list[Aliased] = []
+    n: int = 1
+
+
+class ArrayStruct(msgspec.Struct, array_like=True):
+    password: str
+    n: int = 1
+
+
+class Renamed(msgspec.Struct, rename={"pw": "password"}, tag="kind"):
+    pw: str
+    unset: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Row:
+    """What some database drivers return."""
+
+    def keys(self):
+        return ["password", "n"]
+
+    def __getitem__(self, name):
+        return {"password": "secret", "n": 1}[name]
+
+
+def sqlite_row():
+    connection = sqlite3.connect(":memory:")
+    connection.row_factory = sqlite3.Row
+    return connection.execute("SELECT 'secret' AS password, 1 AS n").fetchone()
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        (Pair("secret"), {"password": "[REDACTED]", "n": 1}),
+        (sqlite_row(), {"password": "[REDACTED]", "n": 1}),
+        (Row(), {"password": "[REDACTED]", "n": 1}),
+        (ArrayStruct("secret"), {"password": "[REDACTED]", "n": 1}),
+        (Renamed("secret"), {"type": "kind", "password": "[REDACTED]"}),
+        (
+            Aliased(password="secret", inner=[{"password": "secret"}]),
+            {
+                "pw": "[REDACTED]",
+                "inner": [{"pw": "[REDACTED]", "inner": [], "n": 1}],
+                "n": 1,
+            },
+        ),
+        ({b"password": "secret"}, {"cGFzc3dvcmQ=": "[REDACTED]"}),
+        (
+            [(b"Password", b"secret"), (b"n", b"x")],
+            [["UGFzc3dvcmQ=", "[REDACTED]"], ["bg==", "eA=="]],
+        ),
+        ([[b"password", b"secret"]], [["cGFzc3dvcmQ=", "[REDACTED]"]]),
+        ([("password", "secret"), (1, 2)], [["password", "[REDACTED]"], [1, 2]]),
+        (["password", "email"], ["password", "email"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_redaction_sees_the_names_of_whatever_has_names(value, form):
+    for others in ({}, {"nul": "\0"}):
+        event = encode({"v": value, **others}, redact=["password"])
+        assert event.metadata["v"] == form
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "\uff50\uff41\uff53\uff53word",  # full width
+        "pass\u200bword",  # a space of no width
+        "pass\u00adword",  # a soft hyphen
+        " password ",
+    ],
+)
+def test_redaction_sees_through_other_spellings(key):
+    assert encode({key: "secret"}, redact=["password"]).metadata == {key: "[REDACTED]"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "given"),
+    [
+        ("http.header.authorization", {"http.header.authorization": "secret"}),
+        ("http.header.authorization", {"a": [{"HTTP.header.authorization": "secret"}]}),
+        ("metadata.card.number", {"card.number": "secret"}),
+        ("metadata.a.card.number", {"a": {"card.number": "secret"}}),
+        ("metadata.*.number", {"card.number": "secret"}),
+    ],
+)
+def test_a_path_matches_keys_with_dots_in_them(rule, given):
+    for others in ({}, {"nul": "\0"}):
+        assert "secret" not in str(encode({**given, **others}, redact=[rule]))
+    other = {"number": "kept", "authorization": "kept", "x.card.number": "kept"}
+    assert encode(other, redact=[rule]).metadata == other
+
+
+def default_redactor():
+    return parse_options({"namespace": "n", "adapter": "sqlite:///x"}).redact
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("password", "Authorization", "set-cookie", "Set_Cookie", "accessToken", "API-Key"),
+        *("apikey", "client_secret", "http.request.header.authorization", b"authorization"),
+    ],
+)
+def test_names_of_secrets_are_redacted_by_default(key):
+    encoder = EventEncoder(LimitOptions(), default_redactor(), Counters())
+    for held in ({key: "hunter2"}, {"a": [{key: "hunter2"}]}, {key: "hunter2", "nul": "\0"}):
+        entry = encoder.encode("a", {"new_values": held}, None, {}, time.time())
+        assert b"hunter2" not in entry.payload
+        assert b"[REDACTED]" in entry.payload
+
+
+def test_names_that_only_hold_a_secrets_name_are_not_redacted_by_default():
+    given = dict.fromkeys(
+        (
+            *("token_count", "tokenizer", "password_changed_at", "cookie_consent", "secretary"),
+            *("api_key_id", "authorization_id", "keys", "author", "pins", "session_id"),
+        ),
+        "kept",
+    )
+    encoder = EventEncoder(LimitOptions(), default_redactor(), Counters())
+    for others in ({}, {"nul": "\0"}):
+        entry = encoder.encode("a", {"metadata": {**given, **others}}, None, {}, time.time())
+        assert decode_event(entry.payload).metadata.items() >= given.items()
 
 
 @dataclasses.dataclass
@@ -391,9 +607,7 @@ class Changing(UserDict):
         raise RuntimeError("dictionary changed size during iteration")
 
 
-@pytest.mark.parametrize(
-    "value", [cyclic_struct(), Login("s"), BrokenModel(), Changing(password="secret")]
-)
+@pytest.mark.parametrize("value", [Login("s"), BrokenModel(), Changing(password="secret")])
 def test_redaction_leaves_no_text_of_what_cannot_be_read(value):
     unreadable = f"[UNREADABLE {type(value).__name__}]"
     for held in (value, [value], {"b": value}):
@@ -405,6 +619,27 @@ def test_redaction_leaves_no_text_of_what_cannot_be_read(value):
 class Opaque:
     def __str__(self):
         return "opaque"
+
+
+class Course:
+    """What an ORM returns: it has no text of its own."""
+
+
+class Named:
+    def __str__(self):
+        return "text"
+
+
+def test_an_object_of_which_only_its_address_is_stored_is_counted():
+    counters = Counters()
+    encode(new_values=Course(), counters=counters)
+    encode({"a": [Course()]}, counters=counters)
+    encode(old_values=Named(), counters=counters)
+    assert counters["opaque_values"] == 3
+    assert "Named" in counters.example("opaque_values")
+    assert "pass a dict" in counters.example("opaque_values")
+    encode({"a": Named(), "b": ValueError("x"), "c": ID, "d": Point(1, "p")}, counters=counters)
+    assert counters["opaque_values"] == 3
 
 
 def test_redaction_leaves_the_text_of_what_has_nothing_to_read():
@@ -472,6 +707,39 @@ def test_raw_json_that_is_malformed_is_never_written(data):
         assert event.tenant_id == "t1"
 
 
+INJECTED = msgspec.Raw(b'1},"tenant_id":"victim","actor_id":"ceo","x":{"a":1')
+
+
+class Holding(enum.Enum):
+    RAW = INJECTED
+    TUPLE = (INJECTED,)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Holding.RAW,
+        Holding.TUPLE,
+        [Holding.RAW],
+        {"k": Holding.RAW},
+        {Holding.RAW: 1},
+        ({"k": [Holding.RAW]},),
+        frozenset({Holding.RAW}),
+    ],
+    ids=range(7),
+)
+def test_raw_json_in_an_enum_is_read_as_well(value):
+    for field in ("metadata", "old_values", "new_values"):
+        event = encode(**{field: {"v": value}, "tenant_id": "t1", "actor_id": "a"})
+        assert (event.tenant_id, event.actor_id) == ("t1", "a")
+
+
+def test_an_enums_member_is_its_value_on_either_path():
+    for others in ({}, {"nul": "\0"}):
+        given = {"a": Colour.RED, "b": [Colour.RED], "c": Role.ADMIN, **others}
+        assert encode(given).metadata.items() >= {"a": "red", "b": ["red"], "c": "admin"}.items()
+
+
 class Wrapped(msgspec.Struct):
     raw: msgspec.Raw
     password: str = "secret"
@@ -515,6 +783,47 @@ def test_context_supplies_what_the_call_does_not():
     event = encode(context=context, actor_id="given")
     assert (event.tenant_id, event.ip_address, event.actor_id) == ("t1", "203.0.113.9", "given")
     assert encode(context=context, action="x\0").actor_id == "c"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("tenant", "tenant_id"),
+        ("tenantId", "tenant_id"),
+        ("tennant_id", "tenant_id"),
+        ("actor", "actor_id"),
+        ("user_id", "actor_id"),
+        ("old_value", "old_values"),
+        ("meta", "metadata"),
+        ("ip", "ip_address"),
+    ],
+)
+def test_a_misspelt_field_is_counted_with_what_is_meant(name, meant):
+    counters = Counters()
+    event = encode(extra={name: "x"}, counters=counters)
+    assert event.metadata == {name: "x"}
+    assert counters["unknown_fields"] == 1
+    assert f"{name!r}: did you mean {meant!r}?" in counters.example("unknown_fields")
+    value = {} if meant.endswith(("values", "data")) else "y"
+    encode(extra={name: "x"}, **{meant: value}, counters=counters)
+    assert counters["unknown_fields"] == 1, "the field is there, so the name is another thing"
+
+
+def test_names_that_are_meant_for_the_metadata_are_not_counted():
+    counters = Counters()
+    names = ["colour", "plan", "entity_ids", "actor_name", "tenant_name", "trace_id", "users"]
+    encode(extra=dict.fromkeys([*names, 7, "x" * 1000], 1), counters=counters)
+    encode({"tenant": "t"}, counters=counters)
+    assert counters["unknown_fields"] == 0
+
+
+def test_unknown_names_are_counted_as_configured():
+    for mode, counted in (("allow", (0, 0)), ("warn", (1, 0)), ("refuse", (0, 2))):
+        counters = Counters()
+        encoder = EventEncoder(LimitOptions(), None, counters, mode)
+        entry = encoder.encode("a", {}, {"tenant": "t", "colour": 1}, {}, time.time())
+        assert decode_event(entry.payload).metadata == {"tenant": "t", "colour": 1}
+        assert (counters["unknown_fields"], counters["refused_fields"]) == counted
 
 
 def test_unknown_names_join_the_metadata():

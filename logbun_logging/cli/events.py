@@ -27,7 +27,6 @@ from logbun_logging.cli.output import (
 )
 from logbun_logging.errors import AdapterUnavailableError, ConfigurationError, QueryError
 from logbun_logging.event import AuditEvent, utc_timestamp
-from logbun_logging.options import LimitOptions
 from logbun_logging.query import (
     ALL_TENANTS,
     MAX_LIMIT,
@@ -261,7 +260,7 @@ def _tenant_days(item: str) -> tuple[str, int]:
     name, found, number = item.rpartition("=")
     if not (found and name and number.isdecimal() and int(number) > 0):
         raise ConfigurationError("--tenant", item, "TENANT=DAYS, e.g. tenant_123=30")
-    return name, int(number)
+    return clean_tenant_id(name), int(number)
 
 
 def _scope(tenant: str | None, *, all_tenants: bool) -> TenantScope:
@@ -271,7 +270,7 @@ def _scope(tenant: str | None, *, all_tenants: bool) -> TenantScope:
         return ALL_TENANTS
     if tenant == "":
         raise QueryError("--tenant='': allowed is a tenant, or no --tenant for those of none")
-    return None if tenant is None else clean_tenant_id(tenant, LimitOptions().max_string_bytes)
+    return None if tenant is None else clean_tenant_id(tenant)
 
 
 def _moment(option: str, text: str | None) -> str | None:

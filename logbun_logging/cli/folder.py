@@ -23,7 +23,7 @@ from logbun_logging.dlq import DeadLetterQueue, DlqFile
 from logbun_logging.errors import ConfigurationError, LogbunError
 from logbun_logging.event import AuditEvent, decode_event
 from logbun_logging.files import try_lock
-from logbun_logging.options import DlqOptions, LimitOptions
+from logbun_logging.options import DlqOptions
 from logbun_logging.tenants import TenantRegistry
 from logbun_logging.trail import AuditTrail
 from logbun_logging.values import clean_tenant_id
@@ -182,7 +182,7 @@ def dlq_retry(
     Events that the service has refused, because they name no tenant, are given one by --set.
     """
     queue = _queue(folder)
-    owner = _clean(tenant) if tenant else None
+    owner = clean_tenant_id(tenant) if tenant else None
     separate = (folder / "tenants.ndjson").is_file()
     chosen = _chosen(queue, names, every=every, state="pending", tenant=owner, mixed=separate)
     if repair is not None:
@@ -413,11 +413,7 @@ def _repaired(
     field, _, value = repair.partition("=")
     if field != "tenant_id" or not value or not names:
         raise ConfigurationError("--set", repair, "tenant_id=TENANT, and names of files")
-    return [queue.assign(name, _clean(value)) for name in chosen]
-
-
-def _clean(tenant: str) -> str:
-    return clean_tenant_id(tenant, LimitOptions().max_string_bytes)
+    return [queue.assign(name, clean_tenant_id(value)) for name in chosen]
 
 
 def _row(file: DlqFile) -> tuple[object, ...]:

@@ -41,7 +41,9 @@ class AuditLog:
         attach: what :meth:`attach` calls.
     """
 
-    def __init__(self, attach: Callable[[logging.Logger, int, tuple[str, ...]], None]) -> None:
+    def __init__(
+        self, attach: Callable[[logging.Logger, int, tuple[str, ...] | None], None]
+    ) -> None:
         self._attach = attach
         self._events: list[AuditEvent] = []
         self._refused: list[AuditEvent] = []
@@ -73,7 +75,7 @@ class AuditLog:
         logger: str | logging.Logger | AuditLogger[Any] = "audit",
         *,
         level: int = logging.INFO,
-        redact: tuple[str, ...] = (),
+        redact: tuple[str, ...] | None = None,
     ) -> None:
         """Capture from a logger that has no audit handler in the test, until the test ends.
 

@@ -126,7 +126,7 @@ class _Capture:
     def _store(self, trail: AuditTrail) -> MemoryAdapter:
         return self._stores.setdefault(trail.options.namespace, MemoryAdapter())
 
-    def _attach(self, logger: logging.Logger, level: int, redact: tuple[str, ...]) -> None:
+    def _attach(self, logger: logging.Logger, level: int, redact: tuple[str, ...] | None) -> None:
         trail = AuditTrail(
             namespace=f"audit_log_{next(_numbers)}", adapter=MemoryAdapter(), redact=redact
         )
