@@ -33,6 +33,7 @@ __all__ = [
     "expired_rows",
     "from_row",
     "insert_statement",
+    "lacks_something",
     "not_tenants",
     "select_page",
     "time_text",
@@ -212,6 +213,11 @@ def add_column(name: str) -> str:
     kind = _COLUMN_TYPES[name]
     default = " DEFAULT ''" if "NOT NULL" in kind else ""
     return f"ALTER TABLE {TABLE} ADD COLUMN {name} {kind.removesuffix(' PRIMARY KEY')}{default}"
+
+
+def lacks_something(message: str) -> bool:
+    """Tell whether an error's message says that the table, or a column of it, is missing."""
+    return any(text in message for text in ("no such table", "no such column", "no column named"))
 
 
 def unique_id() -> str:

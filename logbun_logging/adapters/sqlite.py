@@ -38,7 +38,6 @@ T = TypeVar("T")
 
 #: Errors of a file that is not as it was when it was opened: to open it anew may mend it.
 _CHANGED_FILE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR)
-_CHANGED_TABLE = ("no such table", "no such column", "has no column named")
 
 
 class SQLiteAdapter:
@@ -214,7 +213,7 @@ def _fetch(connection: sqlite3.Connection, statement: str, values: Sequence[Any]
 
 def _may_be_mended(error: sqlite3.DatabaseError) -> bool:
     """Tell whether the file or its table is not as it was made."""
-    return _code(error) in _CHANGED_FILE or any(text in str(error) for text in _CHANGED_TABLE)
+    return _code(error) in _CHANGED_FILE or sql.lacks_something(str(error))
 
 
 def _code(error: BaseException) -> int:

@@ -209,11 +209,11 @@ class TursoAdapter:
         return self._with_table(partial(self._run, [(statement, values)], self.timeout))[0]
 
     def _with_table(self, run: Callable[[], list[Rows]]) -> list[Rows]:
-        """Run it, and again if the table was missing: in a namespace that was made anew it is."""
+        """Run it, and again if the table or a column was missing, as in a namespace made anew."""
         try:
             return run()
         except StatementError as error:
-            if f"no such table: {sql.TABLE}" not in str(error):
+            if not sql.lacks_something(str(error)):
                 raise
         self.init()
         return run()

@@ -23,6 +23,7 @@ _ORPHANED_AFTER: Final = 5.0
 
 #: How libsql writes an error of the database into its messages.
 _CODE: Final = re.compile(r'message: "(.*)", code: "(\w+)"', re.DOTALL)
+_MISSING: Final = re.compile(r"no such (table|column)|no column named")
 _CONSTRAINT: Final = re.compile(r"constraint failed", re.IGNORECASE)
 
 
@@ -65,6 +66,8 @@ class _Worker:
                 return Answer(error=(found[2], found[1]))
             if "status=413 " in str(error):
                 return Answer(error=(TOO_LARGE_BATCH, str(error)))
+            if _MISSING.search(str(error)):
+                return Answer(error=("SQLITE_ERROR", str(error)))
             if _CONSTRAINT.search(str(error)):
                 return Answer(error=("SQLITE_CONSTRAINT", str(error)))
             return Answer(failure=str(error))

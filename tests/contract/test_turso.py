@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
+from logbun_logging import AdapterUnavailableError
 from logbun_logging.adapters import TursoAdapter
-from logbun_logging.testing import AdapterContract, ServerContract
+from logbun_logging.testing import AdapterContract, ServerContract, samples
+from logbun_logging.testing.contract import read
 from tests.contract import sqld
 from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_row
 
@@ -137,3 +139,39 @@ class TestFile(AdapterContract):
             return old
 
         return make
+
+
+def file_is_moved(path, _database):
+    for end in ("", "-wal", "-shm"):
+        if path.with_name(path.name + end).exists():
+            path.with_name(path.name + end).rename(path.with_name("moved" + end))
+
+
+def table_is_dropped(_path, database):
+    database.execute("DROP TABLE audit_logs")
+
+
+def column_is_dropped(_path, database):
+    database.execute("ALTER TABLE audit_logs DROP COLUMN content_hash")
+
+
+@pytest.mark.parametrize("driver", ["libsql-client", "libsql"])
+@pytest.mark.parametrize("happens", [file_is_moved, table_is_dropped, column_is_dropped])
+def test_a_file_without_its_name_table_or_column_takes_events_without_a_restart(
+    tmp_path, driver, happens
+):
+    path = tmp_path / "audit.db"
+    adapter = TursoAdapter(f"file:{path}", driver=driver)
+    adapter.init()
+    adapter.bulk_insert(None, [samples.encode("before")])
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        happens(path, database)
+    event = samples.encode("after")
+    with suppress(AdapterUnavailableError):  # at most once
+        adapter.bulk_insert(None, [event])
+    adapter.bulk_insert(None, [event])
+    assert read(adapter)[0] == event
+    adapter.close()
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        found = database.execute("SELECT count(*) FROM audit_logs WHERE action = 'after'")
+        assert found.fetchone() == (1,)
