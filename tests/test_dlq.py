@@ -274,6 +274,15 @@ def test_an_event_that_cannot_be_read_hides_no_other(queue, tmp_path):
     assert [event.action for event in queue.show(name)] == ["a", "b"]
 
 
+def test_the_batches_of_several_tenants_share_a_file_and_that_of_one_says_whose_it_is(queue):
+    alone = queue.put_together([("t", [payload()])], "x")
+    mixed = queue.put_together([("t", [payload()]), ("u", [payload(tenant="u")] * 2)], "x")
+    found = {file.name: file.envelope for file in queue.list()}
+    assert (found[alone].tenant_id, found[alone].mixed) == ("t", False)
+    assert (found[mixed].tenant_id, found[mixed].mixed, found[mixed].count) == (None, True, 3)
+    assert [event.tenant_id for event in queue.show(mixed)] == ["t", "u", "u"]
+
+
 # ── a file has one name, whoever works on it ──
 
 

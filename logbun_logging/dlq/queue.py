@@ -106,6 +106,19 @@ class DeadLetterQueue:
             raise
         return name
 
+    def put_together(
+        self, batches: Sequence[tuple[str | None, Sequence[bytes]]], reason: str
+    ) -> str:
+        """Write the batches of one or several tenants into one file and return its name.
+
+        Raises:
+            DlqFullError: the queue's bounds are reached.
+            OSError: it cannot be written.
+        """
+        if len(batches) == 1:
+            return self.put(*batches[0], reason)
+        return self.put(None, [p for _, payloads in batches for p in payloads], reason, mixed=True)
+
     def _make_room(self, size: int) -> None:
         make_folder(self._folder)
         with self._lock:
