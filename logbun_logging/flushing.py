@@ -14,7 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 from logbun_logging.batching import Buffers, Shipment
 from logbun_logging.delivery import Delivery, Outcome, Verdict
@@ -22,11 +22,15 @@ from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.event import Entry
 from logbun_logging.lane import Lane
 from logbun_logging.options import RetryOptions
+from logbun_logging.packing import packed
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
 from logbun_logging.wal import WalWriter
 
 __all__ = ["Flusher"]
+
+#: A batch that was not inserted, and why.
+_Failure: TypeAlias = tuple[Lane, list[Entry], Outcome]
 
 #: The longest pause between two tries, in seconds, whatever ``retry`` says.
 _LONGEST_DELAY: Final = 300.0
@@ -151,28 +155,36 @@ class Flusher:
 
     def _deliver_safely(self, shipment: Shipment) -> None:
         """Deliver, and leave no batch without an owner, whatever goes wrong."""
+        failed: list[_Failure] = []
         try:
-            self._deliver(shipment)
+            self._deliver(shipment, failed)
+            self._all_failed(failed)
         except Exception as error:
             outcome = Outcome(Verdict.FAILED, f"{type(error).__name__}: {error}")
             logging.getLogger("logbun_logging").exception("delivery failed")
             with suppress(Exception):  # it may be memory that is short, now as before
                 for lane, entries in shipment:
                     if lane.in_flight is entries:
-                        self._failed(lane, entries, outcome)
+                        self._all_failed([(lane, entries, outcome)])
         finally:
             for lane, entries in shipment:  # unless it has an owner
                 self._buffers.retry_later(lane, entries, _NOWHERE_DELAY)
 
-    def _deliver(self, shipment: Shipment) -> None:
+    def _deliver(self, shipment: Shipment, failed: list[_Failure]) -> None:
+        """Insert what can be inserted now, and add the rest to *failed*."""
         if self._tenant_required:
             shipment = self._refuse_tenantless(shipment)
         if not shipment:
             return
+        tenant_id = shipment[0][0].tenant_id
+        if self._delivery.is_down(tenant_id):
+            outcome = Outcome(Verdict.OUTAGE, "the database is down")
+            failed.extend((lane, entries, outcome) for lane, entries in shipment)
+            return
         rows = sum(len(entries) for _, entries in shipment)
-        size = self._delivery.batch_size(shipment[0][0].tenant_id)
+        size = self._delivery.batch_size(tenant_id)
         if rows > size:
-            self._deliver_parts(shipment, size)
+            self._deliver_parts(shipment, size, failed)
             return
         outcome = self._delivery.attempt(
             [(lane.tenant_id, [entry.payload for entry in entries]) for lane, entries in shipment]
@@ -182,72 +194,86 @@ class Flusher:
                 self._wal.acknowledge(entries)
                 self._buffers.settle(lane, entries, {"inserted": len(entries)})
         elif len(shipment) > 1 and outcome.verdict is not Verdict.OUTAGE:
-            self._halve(shipment)  # one tenant's rows are no other's problem
+            self._halve(shipment, failed)  # one tenant's rows are no other's problem
         else:
-            for lane, entries in shipment:
-                self._failed(lane, entries, outcome)
+            failed.extend((lane, entries, outcome) for lane, entries in shipment)
 
-    def _halve(self, shipment: Shipment) -> None:
+    def _halve(self, shipment: Shipment, failed: list[_Failure]) -> None:
         middle = len(shipment) // 2
-        self._deliver(shipment[:middle])
-        self._deliver(shipment[middle:])
+        self._deliver(shipment[:middle], failed)
+        self._deliver(shipment[middle:], failed)
 
-    def _deliver_parts(self, shipment: Shipment, size: int) -> None:
+    def _deliver_parts(self, shipment: Shipment, size: int, failed: list[_Failure]) -> None:
         """Deliver what one insert does not take: lanes apart, and of one lane so many at a time."""
         if len(shipment) > 1:
-            self._halve(shipment)
+            self._halve(shipment, failed)
             return
         ((lane, entries),) = shipment
         while len(entries) > size:
             part = entries[:size]
             outcome = self._delivery.attempt([(lane.tenant_id, [e.payload for e in part])])
             if outcome.verdict is not Verdict.STORED:
-                self._failed(lane, entries, outcome)
+                failed.append((lane, entries, outcome))
                 return
             self._wal.acknowledge(part)
             if not self._buffers.settle_part(lane, entries, entries[size:], {"inserted": size}):
                 return
-        self._deliver(shipment)
+        self._deliver(shipment, failed)
 
-    def _failed(self, lane: Lane, entries: list[Entry], outcome: Outcome) -> None:
-        self._reporter.report(
-            "insert_failed",
-            tenant_id=lane.tenant_id,
-            events=len(entries),
-            attempt=lane.attempt + 1,
-            reason=outcome.reason,
-        )
-        if outcome.verdict is not Verdict.REFUSED and lane.attempt < self._retry.max_retries:
-            self._counters.add("retried")
-            delay = self._retry.base_delay * 2**lane.attempt * (0.9 + 0.2 * self._rng())
-            self._buffers.retry_later(lane, entries, min(delay, _LONGEST_DELAY))
-            return
-        unsent, fates = self._save(lane, entries, outcome)
-        homeless: list[Entry] = []
-        for reason, left in unsent.items():
-            homeless += self._dead_letter(lane.tenant_id, left, reason, fates)
+    def _all_failed(self, failed: Sequence[_Failure]) -> None:
+        """Try again later, or else save what can be saved of each batch and dead-letter the rest.
+
+        Those that fail together are tried again together, and in an outage they share a file.
+        """
+        jitter = 0.9 + 0.2 * self._rng()
+        outage: Shipment = []
+        reason = ""
+        for lane, entries, outcome in failed:
+            self._reporter.report(
+                "insert_failed",
+                tenant_id=lane.tenant_id,
+                events=len(entries),
+                attempt=lane.attempt + 1,
+                reason=outcome.reason,
+            )
+            if outcome.verdict is not Verdict.REFUSED and lane.attempt < self._retry.max_retries:
+                self._counters.add("retried")
+                delay = self._retry.base_delay * 2**lane.attempt * jitter
+                self._buffers.retry_later(lane, entries, min(delay, _LONGEST_DELAY))
+            elif outcome.verdict is Verdict.OUTAGE and not self._is_suspect(lane):
+                outage.append((lane, entries))
+                reason = outcome.reason
+            else:
+                self._save(lane, entries, suspect=outcome.verdict is Verdict.OUTAGE)
+        for together in packed(outage):
+            self._dead_letter_together(together, reason)
+
+    def _is_suspect(self, lane: Lane) -> bool:
+        """Tell whether what looks like an outage is the batch's own fault: other inserts work."""
+        since = lane.failed_at if lane.attempt else lane.since
+        return self._delivery.stored_since(lane.tenant_id, since)
+
+    def _dead_letter_together(self, together: Shipment, reason: str) -> None:
+        fates = [Counter[str]() for _ in together]
+        batches = [(lane.tenant_id, entries) for lane, entries in together]
+        homeless = self._dead_letter(batches, reason, fates)
+        for (lane, entries), left, fate in zip(together, homeless, fates, strict=True):
+            self._settle(lane, entries, left, fate)
+
+    def _settle(
+        self, lane: Lane, entries: list[Entry], homeless: list[Entry], fates: Counter[str]
+    ) -> None:
+        """Settle a batch but for what neither DLQ nor WAL could take and a WAL is going to keep."""
         waiting = [entry for entry in homeless if entry.segment is not None]
-        fates["lost"] += len(homeless) - len(waiting)  # those that no WAL is going to keep
+        fates["lost"] += len(homeless) - len(waiting)
         if not waiting:
             self._buffers.settle(lane, entries, fates)
         elif self._buffers.settle_part(lane, entries, waiting, fates):
             # Nothing can be written, which a full disk does to everything at once.
             self._buffers.retry_later(lane, entries, _NOWHERE_DELAY)
 
-    def _save(
-        self, lane: Lane, entries: list[Entry], outcome: Outcome
-    ) -> tuple[dict[str, list[Entry]], Counter[str]]:
-        """Insert what can be inserted of a batch that has failed; return the rest, by reason.
-
-        In an outage that is nothing. But while other inserts work, one that looks like an outage
-        each time is the batch's own fault.
-        """
-        suspect = False
-        if outcome.verdict is Verdict.OUTAGE:
-            since = lane.failed_at if lane.attempt else lane.since
-            suspect = self._delivery.stored_since(lane.tenant_id, since)
-            if not suspect:
-                return {outcome.reason: entries}, Counter()
+    def _save(self, lane: Lane, entries: list[Entry], *, suspect: bool) -> None:
+        """Insert what can be inserted of a failed batch, and dead-letter the rest by reason."""
         by_payload: dict[bytes, list[Entry]] = defaultdict(list)  # recovery may read a record twice
         for entry in entries:
             by_payload[entry.payload].append(entry)
@@ -257,7 +283,11 @@ class Flusher:
             unsent[why.reason] += by_payload.pop(payload)
         stored = [entry for found in by_payload.values() for entry in found]
         self._wal.acknowledge(stored)
-        return unsent, Counter(inserted=len(stored))
+        fates = Counter(inserted=len(stored))
+        homeless: list[Entry] = []
+        for reason, left in unsent.items():
+            homeless += self._dead_letter([(lane.tenant_id, left)], reason, [fates])[0]
+        self._settle(lane, entries, homeless, fates)
 
     def _refuse_tenantless(self, shipment: Shipment) -> Shipment:
         kept: Shipment = []
@@ -267,39 +297,52 @@ class Flusher:
                 continue
             fates = Counter(refused=len(entries))
             self._reporter.report("refused", events=len(entries), reason="no tenant_id")
-            left = self._dead_letter(None, entries, "refused: require_tenant_id is on", fates)
+            reason = "refused: require_tenant_id is on"
+            (left,) = self._dead_letter([(None, entries)], reason, [fates], tenant_required=True)
             fates["lost"] += len(left)
             self._buffers.settle(lane, entries, fates)
         return kept
 
     def _dead_letter(
-        self, tenant_id: str | None, entries: Sequence[Entry], reason: str, fates: Counter[str]
-    ) -> list[Entry]:
-        """Write entries to the DLQ, or else leave them to the WAL; return what neither takes.
+        self,
+        batches: Sequence[tuple[str | None, Sequence[Entry]]],
+        reason: str,
+        fates: Sequence[Counter[str]],
+        *,
+        tenant_required: bool = False,
+    ) -> list[list[Entry]]:
+        """Write batches to one file of the DLQ, or else leave them to the WAL.
 
-        Adds to *fates* what has become of the others.
+        Returns what neither takes of each, and adds to its *fates* what has become of the others.
         """
         try:
-            name = self._dlq.put(tenant_id, [entry.payload for entry in entries], reason)
+            name = self._dlq.put_together(
+                [(tenant, [entry.payload for entry in entries]) for tenant, entries in batches],
+                reason,
+                tenant_required=tenant_required,
+            )
         except Exception as error:  # a MemoryError, too
-            left = [entry for entry in entries if not self._wal.park(entry)]
-            parked = len(entries) - len(left)
-            fates["parked"] += parked
+            left = [[e for e in entries if not self._wal.park(e)] for _, entries in batches]
+            for (_, entries), rest, fate in zip(batches, left, fates, strict=True):
+                fate["parked"] += len(entries) - len(rest)
+            homeless = sum(map(len, left))
             self._reporter.report(
                 "dlq_failed",
                 logging.ERROR,
-                tenant_id=tenant_id,
-                parked=parked,
-                left=len(left),
+                **_whose(batches),
+                parked=sum(len(entries) for _, entries in batches) - homeless,
+                left=homeless,
                 reason=f"{type(error).__name__}: {error}",
             )
             return left
-        self._wal.acknowledge(entries)
-        fates["dead_lettered"] += len(entries)
+        for (_, entries), fate in zip(batches, fates, strict=True):
+            self._wal.acknowledge(entries)
+            fate["dead_lettered"] += len(entries)
+        events = sum(len(entries) for _, entries in batches)
         self._reporter.report(
-            "dead_lettered", tenant_id=tenant_id, events=len(entries), file=name, reason=reason
+            "dead_lettered", **_whose(batches), events=events, file=name, reason=reason
         )
-        return []
+        return [[] for _ in batches]
 
     def spill(self, *, drop: bool) -> bool:
         """Relieve memory of what the database does not keep up with; called by the listener.
@@ -308,37 +351,54 @@ class Flusher:
         anything was written there, and notes it in :attr:`spilled`.
         """
         wrote = False
-        shipment = self._buffers.overfull()
+        waiting = {id(entries): (lane, entries) for lane, entries in self._buffers.overfull()}
         try:
-            while shipment:
-                lane, entries = shipment[-1]
+            for together in packed([*waiting.values()]):
                 if drop:
-                    self._buffers.settle(lane, entries, {"dropped": len(entries)}, free=False)
+                    for lane, entries in together:
+                        self._buffers.settle(lane, entries, {"dropped": len(entries)}, free=False)
                 else:
-                    self._spill(lane, entries)
+                    self._spill(together)
                     wrote = True
-                shipment.pop()
+                for _, entries in together:
+                    del waiting[id(entries)]
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             self._reporter.report("spill_failed", logging.ERROR, reason=reason)
         finally:
-            for lane, entries in shipment:
+            for lane, entries in waiting.values():
                 self._buffers.put_back(lane, entries)
         return wrote
 
-    def _spill(self, lane: Lane, entries: list[Entry]) -> None:
-        payloads = [entry.payload for entry in entries]
-        name = self._dlq.put(lane.tenant_id, payloads, "spilled: queue full")
-        self._wal.acknowledge(entries)
+    def _spill(self, together: Shipment) -> None:
+        batches = [(lane.tenant_id, [e.payload for e in entries]) for lane, entries in together]
+        name = self._dlq.put_together(batches, "spilled: queue full")
         self.spilled = True  # before it is settled: flush looks at both
-        self._buffers.settle(lane, entries, {"spilled": len(entries)}, free=False)
-        self._reporter.report("spilled", tenant_id=lane.tenant_id, events=len(entries), file=name)
+        for lane, entries in together:
+            self._wal.acknowledge(entries)
+            self._buffers.settle(lane, entries, {"spilled": len(entries)}, free=False)
+        events = sum(len(payloads) for _, payloads in batches)
+        self._reporter.report("spilled", **_whose(batches), events=events, file=name)
 
-    def give_up(self, lane: Lane, entries: list[Entry]) -> None:
+    def give_up(self, together: Shipment) -> None:
         """Leave entries that were drained to the WAL, or else to the DLQ: there is no more time."""
-        homeless = [entry for entry in entries if not self._wal.keeps(entry)]
-        fates = Counter(parked=len(entries) - len(homeless))
-        if homeless:
-            reason = "shutdown before it was inserted"
-            fates["lost"] += len(self._dead_letter(lane.tenant_id, homeless, reason, fates))
-        self._buffers.settle(lane, entries, fates, free=False)
+        homeless = [
+            (lane, entries, [entry for entry in entries if not self._wal.keeps(entry)])
+            for lane, entries in together
+        ]
+        fates = [Counter(parked=len(entries) - len(left)) for _, entries, left in homeless]
+        batches = [(lane.tenant_id, left) for lane, _, left in homeless if left]
+        theirs = [fate for fate, (*_, left) in zip(fates, homeless, strict=True) if left]
+        if batches:
+            lost = self._dead_letter(batches, "shutdown before it was inserted", theirs)
+            for fate, left in zip(theirs, lost, strict=True):
+                fate["lost"] += len(left)
+        for (lane, entries, _), fate in zip(homeless, fates, strict=True):
+            self._buffers.settle(lane, entries, fate, free=False)
+
+
+def _whose(batches: Sequence[tuple[str | None, Sequence[object]]]) -> dict[str, Any]:
+    """Return what a report says of whose events they are."""
+    if len(batches) == 1:
+        return {"tenant_id": batches[0][0]}
+    return {"tenants": len(batches)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from logbun_logging.batching import Lane, Shipment
+from logbun_logging.batching import Shipment
 from logbun_logging.event import Entry
+from logbun_logging.lane import Lane
 
 __all__ = ["packed"]
 

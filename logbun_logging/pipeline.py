@@ -29,6 +29,7 @@ from logbun_logging.errors import AdapterUnavailableError
 from logbun_logging.event import Entry
 from logbun_logging.flushing import Flusher
 from logbun_logging.options import TrailOptions
+from logbun_logging.packing import packed
 from logbun_logging.places import Places
 from logbun_logging.recovery import Recovery
 from logbun_logging.redelivery import Redelivery
@@ -506,13 +507,13 @@ class Pipeline:
                 self.keep_late(entry)
 
     def _give_up(self, deadline: float) -> None:
-        """Write down what is left, tenant by tenant, for as long as the disk takes it.
+        """Write down what is left, file by file, for as long as the disk takes it.
 
         That may take longer than the time-out. Only a disk that hangs ends it, and then what is
         left counts as lost.
         """
-        for lane, entries in self.buffers.drain():
-            give_up = partial(self.flusher.give_up, lane, entries)
+        for together in packed(self.buffers.drain()):
+            give_up = partial(self.flusher.give_up, together)
             if not self._close(give_up, max(deadline, time.monotonic())):
                 return
 

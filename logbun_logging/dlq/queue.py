@@ -107,7 +107,11 @@ class DeadLetterQueue:
         return name
 
     def put_together(
-        self, batches: Sequence[tuple[str | None, Sequence[bytes]]], reason: str
+        self,
+        batches: Sequence[tuple[str | None, Sequence[bytes]]],
+        reason: str,
+        *,
+        tenant_required: bool = False,
     ) -> str:
         """Write the batches of one or several tenants into one file and return its name.
 
@@ -116,7 +120,7 @@ class DeadLetterQueue:
             OSError: it cannot be written.
         """
         if len(batches) == 1:
-            return self.put(*batches[0], reason)
+            return self.put(*batches[0], reason, tenant_required=tenant_required)
         return self.put(None, [p for _, payloads in batches for p in payloads], reason, mixed=True)
 
     def _make_room(self, size: int) -> None:

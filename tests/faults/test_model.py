@@ -290,7 +290,7 @@ class Model(RuleBasedStateMachine):
             parts.buffers.make_all_due()
             parts.flusher.run_here()
         for part in parts.buffers.drain():
-            parts.flusher.give_up(*part)
+            parts.flusher.give_up([part])
         parts.redelivery.stop(0)
         parts.delivery.close()
         parts.wal.close()
