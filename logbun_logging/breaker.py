@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["BatchSize", "CircuitBreaker"]
+__all__ = ["LARGEST_BATCH", "BatchSize", "CircuitBreaker"]
 
 #: The most rows that anybody sends in one insert.
-_LARGEST: Final = 5000
+LARGEST_BATCH: Final = 5000
 
 #: How long a size that has failed is not tried again, in seconds, at first and at most. It doubles
 #: each time that the size fails once more.
@@ -47,7 +47,7 @@ class BatchSize:
         self._ceiling = math.inf  # so many rows have failed
         self._hold = _FIRST_HOLD
         self._until = 0.0  # when so many may be tried again
-        self.rows = _LARGEST
+        self.rows = LARGEST_BATCH
 
     def failed(self, rows: int, *, sure: bool = False) -> None:
         """Note that an insert of *rows* failed for what may be its size, or is for *sure*."""
@@ -63,10 +63,10 @@ class BatchSize:
         self._worked = True
         if rows >= self._ceiling:
             self._ceiling, self._hold = math.inf, _FIRST_HOLD
-        if rows < self.rows or self.rows >= _LARGEST:
+        if rows < self.rows or self.rows >= LARGEST_BATCH:
             return
         if 2 * self.rows < self._ceiling or self._clock() >= self._until:
-            self.rows = min(2 * self.rows, _LARGEST)
+            self.rows = min(2 * self.rows, LARGEST_BATCH)
 
 
 class CircuitBreaker:

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from logbun_logging.adapters.base import EncodedBatch
-from logbun_logging.breaker import CircuitBreaker
+from logbun_logging.breaker import LARGEST_BATCH, CircuitBreaker
 from logbun_logging.errors import (
     AdapterUnavailableError,
     BatchTooLargeError,
@@ -247,6 +247,14 @@ class Delivery:
     def batch_size(self, tenant_id: str | None) -> int:
         """Return how many rows the tenant's database takes in one insert, as far as is known."""
         return self._databases.breaker(tenant_id).batch_size
+
+    def shipment_size(self, tenant_id: str | None) -> int:
+        """Return how many rows are worth taking at once.
+
+        That is what one insert takes. While the database is down none is made, and the more rows
+        fail together, the fewer files they fill.
+        """
+        return LARGEST_BATCH if self.is_down(tenant_id) else self.batch_size(tenant_id)
 
     def stored_since(self, tenant_id: str | None, moment: float) -> bool:
         """Tell whether an insert into the tenant's database has worked after *moment*.

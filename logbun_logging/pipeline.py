@@ -179,7 +179,7 @@ class Pipeline:
             durable=self.durable,
             counters=self.counters,
             places=places,
-            batch_size=lambda: self.delivery.batch_size(None),
+            batch_size=lambda: self.delivery.shipment_size(None),
             carried=carried,
             hurry=self._hurry,
         )
