@@ -164,6 +164,7 @@ def test_every_task_of_the_queue_is_done(put_together, make_logger, make):
     for _ in range(20):
         log.info("a")
     if make is queue.Queue:
+        assert wait_until(lambda: not handler.queue.unfinished_tasks)
         handler.queue.join()
     handler.listener.stop()
     if make is queue.Queue:
