@@ -16,6 +16,7 @@ from logbun_logging.dlq.envelope import (
     MAX_HEAD,
     DlqFile,
     Envelope,
+    State,
     decode_head,
     split_name,
     suffix_of,
@@ -100,6 +101,16 @@ class Listing:
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._folder) as found:
             return list(found)
         return []
+
+    def sizes(self) -> dict[str, tuple[State, int]]:
+        """Return each file's state and bytes by its name; no file is opened."""
+        found: dict[str, tuple[State, int]] = {}
+        for entry in self._entries():
+            name, state = split_name(entry.name)
+            if state is not None and entry.is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):  # renamed or delivered meanwhile
+                    found[name] = (state, entry.stat(follow_symlinks=False).st_size)
+        return found
 
     def irregular(self) -> list[str]:
         """Return the names of what is called like a dead letter and is no regular file."""

@@ -138,8 +138,8 @@ class DeadLetterQueue:
     def _account(self) -> tuple[int, int]:
         now = time.monotonic()
         if self._known is None or now - self._known_at > 1.0:  # other processes write here as well
-            files = self._listing.files()
-            self._known, self._known_at = (len(files), sum(file.size for file in files)), now
+            sizes = self._listing.sizes().values()
+            self._known, self._known_at = (len(sizes), sum(size for _, size in sizes)), now
         return self._known
 
     def waiting(self) -> _Files:
@@ -204,7 +204,7 @@ class DeadLetterQueue:
 
     def is_empty(self) -> bool:
         """Tell whether nothing is pending or being retried."""
-        return all(file.state == "dead" for file in self._listing.files())
+        return all(state == "dead" for state, _ in self._listing.sizes().values())
 
     # ── the operator ──
 
