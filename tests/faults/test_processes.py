@@ -196,20 +196,19 @@ def test_the_next_scan_of_a_process_that_lives_on_delivers_what_a_killed_one_has
     tmp_path, monkeypatch
 ):
     survivor = make_workload_trail(tmp_path)
-    done = {"_recover": 0, "_scan": 0}
-    redelivery = survivor.pipeline.redelivery
+    parts = survivor.pipeline
+    done = {"run": 0, "_scan": 0}
 
-    def counted(name):
-        original = getattr(redelivery, name)
-
+    def counted(name, original):
         def count():
-            original()
+            outcome = original()
             done[name] += 1
+            return outcome
 
         return count
 
-    for name in done:
-        monkeypatch.setattr(redelivery, name, counted(name))
+    monkeypatch.setattr(parts.recovery, "run", counted("run", parts.recovery.run))
+    monkeypatch.setattr(parts.redelivery, "_scan", counted("_scan", parts.redelivery._scan))
     try:
         assert survivor.ready(30)
         workload = Workload(tmp_path, "r", "--outages", "0.5", "--flush-interval", "30")
