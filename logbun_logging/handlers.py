@@ -319,7 +319,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             self._attach(AuditQueueListener(self.queue, BatchingAuditHandler(trail=self._trail)))
 
     @property
-    def listener(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def listener(self) -> Any:
         """The listener at the other end of the queue.
 
         It may be replaced by another one of the same queue and trail.
@@ -330,7 +330,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         return self._listener
 
     @listener.setter
-    def listener(self, listener: Any) -> None:
+    def listener(self, listener: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         if listener is self._listener:
             return
         stock = type(listener) is logging.handlers.QueueListener and not listener.handlers
