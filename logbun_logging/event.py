@@ -6,13 +6,14 @@ An event is born on the calling thread, is encoded there once, and travels as an
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 import uuid_utils
+
+from logbun_logging.forks import notice_fork
 
 __all__ = [
     "ACTION_AT",
@@ -135,11 +136,8 @@ def new_event_id() -> str:
     The counter of RFC 9562, section 6.2, method 1 carries the order within a millisecond and while
     the clock runs backwards.
     """
+    notice_fork()
     return str(uuid_utils.uuid7())
-
-
-# A forked child would otherwise continue its parent's random stream, and so repeat its ids.
-os.register_at_fork(after_in_child=uuid_utils.reseed_rng)
 
 
 _second: tuple[int, str] = (-1, "")

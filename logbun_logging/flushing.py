@@ -380,6 +380,15 @@ class Flusher:
         events = sum(len(payloads) for _, payloads in batches)
         self._reporter.report("spilled", **_whose(batches), events=events, file=name)
 
+    def leave(self, entry: Entry) -> bool:
+        """Write one event to the DLQ, for another process to deliver; return success."""
+        fate: Counter[str] = Counter(accepted=1)
+        reason = "logged before the server forked its workers"
+        (lost,) = self._dead_letter([(entry.tenant_id, [entry])], reason, [fate])
+        fate["lost"] += len(lost)
+        self._counters.add_all(fate)
+        return not lost
+
     def give_up(self, together: Shipment) -> None:
         """Leave entries that were drained to the WAL, or else to the DLQ: there is no more time."""
         homeless = [

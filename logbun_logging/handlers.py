@@ -15,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeGuard
 
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.event import ACTION_AT, Entry
+from logbun_logging.forks import notice_fork
 from logbun_logging.intake import encode_record, make_intake, submit_unqueued
-from logbun_logging.queueing import RecordQueue
+from logbun_logging.queueing import RecordQueue, fresh_queue
 from logbun_logging.record import AuditRecord
 from logbun_logging.reporting import LOGGER_NAME
 from logbun_logging.trail import AuditTrail
@@ -188,10 +190,7 @@ class AuditQueueListener(logging.handlers.QueueListener):
         """In a forked child: start anew; what the parent had queued stays the parent's."""
         self._thread = None
         self._stopping = threading.Event()
-        if isinstance(self.queue, RecordQueue):
-            self.queue = RecordQueue()
-        else:
-            self._drain()
+        self.queue = fresh_queue(self.queue)
 
     def dequeue(self, block: bool) -> Any:
         """Return the next item of the queue, waiting a while for one if *block*.
@@ -391,6 +390,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         """Take over the event of *record*."""
         if record.name == LOGGER_NAME:
             return  # our own reports, if somebody audits the root logger
+        notice_fork()
         take = self._take_record
         if take is None:
             if self.trail.pipeline.closing:
@@ -422,6 +422,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         intake = make_intake(
             trail.pipeline,
             self._put_apart if batching.fed else put,
+            partial(AuditQueueHandler.emit, self),
             copy=self._copy if batching.fed else AuditRecord.of,
             whole_records=batching.fed
             or len(listener.handlers) > 1
@@ -560,12 +561,12 @@ def _submit_to_open(trail: AuditTrail, record: logging.LogRecord) -> None:
     """
     while trail.pipeline.closing:
         entry = encode_record(trail.pipeline, record)
-        successor = trail.keep_late(entry)
-        if successor is None:
+        taker = trail.keep_late(entry)
+        if isinstance(taker, bool):
             # Not under the registry's lock: who configures holds logging's own, and waits for it.
             trail.pipeline.reporter.watch()
             if isinstance(record, AuditRecord):
-                record.safe = False
+                record.safe = record.safe and taker
             return
-        trail = successor
+        trail = taker
     submit_unqueued(trail.pipeline, record)

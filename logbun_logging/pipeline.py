@@ -9,7 +9,6 @@ face's queue and listener → ``buffer`` → flush workers → database or DLQ �
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
+from logbun_logging import forks
 from logbun_logging.adapters.factory import create_adapter
 from logbun_logging.batching import Admission, Buffers
 from logbun_logging.delivery import Delivery, TimedCalls
@@ -28,6 +28,8 @@ from logbun_logging.encoding import EventEncoder
 from logbun_logging.errors import AdapterUnavailableError
 from logbun_logging.event import Entry
 from logbun_logging.flushing import Flusher
+from logbun_logging.forks import awaits_fork
+from logbun_logging.late import LateEvents
 from logbun_logging.options import TrailOptions
 from logbun_logging.packing import packed
 from logbun_logging.places import Places
@@ -236,8 +238,7 @@ class Pipeline:
         )
         self.opened = threading.Event()
         self.bootstrap_error: Exception | None = None
-        self._late: list[Entry] = []
-        self._late_bytes = 0
+        self.late = LateEvents(options, self.counters, self.reporter.wal_failed)
         self._flush_failed_at: float | None = None
         self._lost_seen = self.counters["lost"]
         self._next_bootstrap = 0.0
@@ -254,6 +255,8 @@ class Pipeline:
         """Take over an encoded event; the caller queues it if the answer says so."""
         if not self.started:
             self.start()
+            if not self.started and awaits_fork():
+                return KEPT if self.flusher.leave(entry) else GONE
         verdict = self.buffers.admit(entry)
         if verdict == "admitted" and (not self.durable or self.wal.append(entry)):
             return QUEUE
@@ -264,8 +267,7 @@ class Pipeline:
         if verdict == "admitted":
             if self.wal.ended:  # the call began before the end, and nobody reads the queue any more
                 self.buffers.discard([entry], "lost")
-                self.keep_late(entry)
-                return GONE
+                return KEPT if self.keep_late(entry) else GONE
             self.counters.add("wal_failures")
             return QUEUE_UNSAFE
         if verdict == "drop":
@@ -280,25 +282,11 @@ class Pipeline:
         self.counters.add_all({"accepted": 1, "lost": 1})
         return GONE
 
-    def keep_late(self, entry: Entry) -> None:
-        """Keep an event that came after the end for the namespace's next trail.
-
-        It counts as lost until that takes it.
-        """
-        if not entry.admitted:  # or the buffers have counted it
-            self.counters.add_all({"accepted": 1, "lost": 1})
-        entry.admitted = entry.buffered = False
-        limits = self.options.limits
-        size = self._late_bytes + len(entry.payload)
-        if len(self._late) < limits.max_total_queued and size <= limits.max_queued_bytes:
-            self._late.append(entry)
-            self._late_bytes = size
-
-    def take_late(self) -> list[Entry]:
-        """Return what came after the end; the next trail counts it."""
-        late, self._late, self._late_bytes = self._late, [], 0
-        self.counters.add_all({"accepted": -len(late), "lost": -len(late)})
-        return late
+    def keep_late(self, entry: Entry) -> bool:
+        """Keep an event that came after the end; return whether it is where the mode promises."""
+        safe = self.late.keep(entry)
+        self.late.sync()
+        return safe
 
     def break_off(self, entry: Entry) -> None:
         """Leave nothing half done for a call that a signal handler has ended by raising.
@@ -339,9 +327,12 @@ class Pipeline:
     # ── start and stop ──
 
     def start(self) -> None:
-        """Start the threads, unless they run; the first call to come does it."""
+        """Start the threads, unless they run; the first call to come does it.
+
+        Not in a process of which the workers are still to be forked: see :mod:`.forks`.
+        """
         with self._lifecycle:
-            if self.started or self.closing:
+            if self.started or self.closing or awaits_fork():
                 return
             if self.durable:
                 self.wal.open()
@@ -349,7 +340,7 @@ class Pipeline:
             if not sys.is_finalizing():  # Python 3.11 would wait for the new thread for ever
                 with suppress(RuntimeError):  # others refuse it: then who flushes delivers
                     self._start_threads()
-            _flush_at_process_exit(self)
+            forks.at_child_exit(self, lambda found: found.shutdown(found.options.flush_timeout))
 
     def _start_threads(self) -> None:
         self.redelivery.start()
@@ -572,6 +563,7 @@ class Pipeline:
     def after_fork(self) -> None:
         """In a forked child: let go of everything of the parent's, and be as new."""
         self.wal.abandon()
+        self.late.abandon()
         self.redelivery.abandon()
         self.retention.abandon()
         self.databases.after_fork()
@@ -585,24 +577,13 @@ def _reset_live_pipelines() -> None:
         pipeline.after_fork()
 
 
-os.register_at_fork(after_in_child=_reset_live_pipelines)
+def _start_live_pipelines_if_left() -> None:
+    for pipeline in list(_live):
+        pipeline.start_if_left()
 
 
-def _flush_at_process_exit(pipeline: Pipeline) -> None:
-    """See to it that ``multiprocessing`` children deliver: they end without ``atexit``."""
-    process = sys.modules.get("multiprocessing.process")
-    if process is None or process.parent_process() is None:
-        return
-    from multiprocessing.util import Finalize  # noqa: PLC0415 - only where it is in use
-
-    reference = weakref.ref(pipeline)
-
-    def finish() -> None:
-        found = reference()
-        if found is not None:
-            found.shutdown(found.options.flush_timeout)
-
-    Finalize(None, finish, exitpriority=0)
+forks.register(_reset_live_pipelines)
+forks.register_worker(_start_live_pipelines_if_left)
 
 
 def _left(deadline: float) -> float:

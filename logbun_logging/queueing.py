@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from logbun_logging.wakeup import Wakeup
 
-__all__ = ["RecordQueue"]
+__all__ = ["RecordQueue", "fresh_queue"]
 
 #: Seconds between looks while records come in: a burst of calls is over before it is carried on,
 #: and so does not share the GIL with that.
@@ -99,3 +99,15 @@ class RecordQueue:
     def empty(self) -> bool:
         """Tell whether there is none."""
         return not self._items
+
+
+def fresh_queue(old: Any) -> Any:
+    """Return an empty queue of the kind and size of *old*, without touching that.
+
+    In a forked child a thread that is not there may hold its lock. What cannot be made from its
+    size alone, as a queue between processes, is replaced by a :class:`RecordQueue`.
+    """
+    try:
+        return type(old)(old.maxsize) if isinstance(old, queue.Queue) else type(old)()
+    except Exception:
+        return RecordQueue()

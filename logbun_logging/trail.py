@@ -8,14 +8,15 @@ for them.
 from __future__ import annotations
 
 import atexit
-import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from logbun_logging import forks
 from logbun_logging.adapters.base import PruneReport
 from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.errors import (
@@ -52,7 +53,9 @@ __all__ = ["AuditTrail", "get_trail", "running_trails"]
 T = TypeVar("T")
 
 _trails: dict[str, AuditTrail] = {}
-_ended: dict[str, AuditTrail] = {}  # the last one, for what still comes to it
+# The last one of each namespace, for what still comes to it. Both under the lock.
+_ended: weakref.WeakValueDictionary[str, AuditTrail] = weakref.WeakValueDictionary()
+_needed: dict[str, AuditTrail] = {}  # those among them that are to be opened again or emptied
 _registry_lock = threading.RLock()
 
 
@@ -61,7 +64,7 @@ def _reset_registry_lock() -> None:
     _registry_lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_reset_registry_lock)
+forks.register(_reset_registry_lock)
 
 
 def get_trail(namespace: str) -> AuditTrail:
@@ -70,6 +73,7 @@ def get_trail(namespace: str) -> AuditTrail:
     Raises:
         LookupError: there is none in this process.
     """
+    forks.notice_fork()
     trail = _trails.get(namespace)
     if trail is None:
         ended = _ended.get(namespace)
@@ -107,6 +111,7 @@ class AuditTrail:
     """
 
     def __init__(self, **options: Any) -> None:
+        forks.notice_fork()
         self.options: TrailOptions = parse_options(options)
         self._pipeline = Pipeline(self.options)
         self._handler: AuditQueueHandler | None = None
@@ -125,7 +130,8 @@ class AuditTrail:
                 )
         with _registry_lock:
             ended = _ended.pop(self.options.namespace, None)
-            late = ended.pipeline.take_late() if ended is not None else []
+            _needed.pop(self.options.namespace, None)
+            late = ended.pipeline.late.take() if ended is not None else []
         self._deliver_late(late)
         self._pipeline.start_if_left()
 
@@ -151,6 +157,7 @@ class AuditTrail:
     @property
     def pipeline(self) -> Pipeline:
         """The running parts; for the handlers."""
+        forks.notice_fork()
         return self._pipeline
 
     @property
@@ -159,34 +166,47 @@ class AuditTrail:
         found = _trails.get(self.options.namespace)
         return None if found is self else found
 
-    def keep_late(self, entry: Entry) -> AuditTrail | None:
-        """Keep an event that came after the end; or return the trail that takes it at once."""
+    def keep_late(self, entry: Entry) -> AuditTrail | bool:
+        """Return the trail that takes an event which came after the end.
+
+        If there is none, keep the event, and return whether it is where the mode promises.
+        """
         taker = self.reopened()
-        if taker is None:
-            with _registry_lock:
-                taker = self.successor
-                if taker is None:
-                    self._pipeline.keep_late(entry)
-        return taker
+        if taker is not None:
+            return taker
+        pipeline = self.pipeline
+        with _registry_lock:  # a trail that takes over looks for late events under it
+            taker = self.successor or (None if pipeline.closing else self)
+            if taker is not None:
+                return taker
+            last = _ended.get(self.options.namespace, self)
+            late = last.pipeline.late
+            safe = late.keep(entry)
+            if not safe:
+                _needed[self.options.namespace] = last
+        late.sync()
+        return safe
 
     def reopened(self) -> AuditTrail | None:
         """Return the trail that has the namespace now: this one again, if logging has closed it."""
         with _registry_lock:
             successor = self.successor
-            if successor is not None or not (self._suspended and self._pipeline.finished):
+            if successor is not None or not (self._suspended and self.pipeline.finished):
                 return successor
             if not threading.main_thread().is_alive():
                 return None  # logging closes for good then
             late = self._reopen()
         self._deliver_late(late)
+        self.pipeline.start_if_left()
         return self
 
     def _reopen(self) -> list[Entry]:
         self._suspended, self._reopened = False, True
-        late = self._pipeline.take_late()
-        self._pipeline.reopen()
+        late = self.pipeline.late.take()
+        self.pipeline.reopen()
         _trails[self.options.namespace] = self
         _ended.pop(self.options.namespace, None)
+        _needed.pop(self.options.namespace, None)
         return late
 
     @property
@@ -205,7 +225,7 @@ class AuditTrail:
     @property
     def dlq(self) -> DeadLetterQueue:
         """The dead-letter queue: ``list``, ``show``, ``requeue``, ``retry``, ``delete``."""
-        return self._pipeline.dlq
+        return self.pipeline.dlq
 
     # ── queries ──
 
@@ -239,6 +259,8 @@ class AuditTrail:
             end_date: not after.
             limit: events in the page, clamped to 1…1000.
             cursor: ``next_cursor`` of the page before.
+
+        After :meth:`shutdown` the database is opened for the one query, and closed again.
 
         Raises:
             QueryError: an argument is wrong.
@@ -311,10 +333,10 @@ class AuditTrail:
     def _fetch(
         self, tenant_id: TenantScope, filters: Filters, pagination: Pagination
     ) -> list[AuditEvent]:
-        databases = self._pipeline.databases
+        databases = self.pipeline.databases
         try:
             tenant = tenant_id if isinstance(tenant_id, str) else None
-            with databases.lease(tenant, create=False) as target:
+            with self._open_for_now(), databases.lease(tenant, create=False) as target:
                 return target.adapter.query(tenant_id, filters, pagination)
         except NoDatabaseError:
             return []
@@ -323,9 +345,18 @@ class AuditTrail:
         except LogbunError:
             raise
         except Exception as error:
-            if self._pipeline.opened.is_set():
+            if self.pipeline.opened.is_set():
                 raise
             raise NotReadyError(f"{self!r}: the database is not open yet: {error}") from error
+
+    @contextmanager
+    def _open_for_now(self) -> Iterator[None]:
+        """Close again what is opened where no pipeline will: after the end, or before a fork."""
+        try:
+            yield
+        finally:
+            if self.pipeline.finished or forks.awaits_fork():
+                self.pipeline.databases.close()
 
     # ── operations ──
 
@@ -334,10 +365,14 @@ class AuditTrail:
 
         Args:
             timeout: in seconds.
+
+        False at once in the process of uWSGI that loads the application for its workers.
         """
-        self._pipeline.start()
-        self._pipeline.redelivery.nudge()
-        return self._pipeline.opened.wait(timeout)
+        self.pipeline.start()
+        if forks.awaits_fork():
+            return False
+        self.pipeline.redelivery.nudge()
+        return self.pipeline.opened.wait(timeout)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Deliver everything logged before this call; return whether that was done in time.
@@ -348,7 +383,7 @@ class AuditTrail:
         Args:
             timeout: in seconds; ``flush_timeout`` by default.
         """
-        return self._pipeline.flush(self.options.flush_timeout if timeout is None else timeout)
+        return self.pipeline.flush(self.options.flush_timeout if timeout is None else timeout)
 
     def shutdown(self, timeout: float | None = None) -> bool:
         """Flush, acknowledge the WAL, stop the threads and close the adapters.
@@ -366,32 +401,38 @@ class AuditTrail:
         Logging closes all handlers at its end, but also when it is configured anew: those, too,
         that loggers go on using because the new configuration does not name them.
         """
-        if not self._pipeline.closing and threading.main_thread().is_alive():
+        if not self.pipeline.closing and threading.main_thread().is_alive():
             self._suspended = True
         self._end(None)
 
     def end_reopened(self) -> None:
         """At exit: deliver what came after logging had closed the trail."""
         with _registry_lock:
-            late = self._reopen() if self._suspended and self._pipeline.finished else []
+            late = self._reopen() if self._suspended and self.pipeline.finished else []
         self._deliver_late(late)
         if self._reopened:
             self.shutdown()
 
     def _end(self, timeout: float | None) -> bool:
         limit = self.options.flush_timeout if timeout is None else timeout
-        delivered = self._pipeline.shutdown(limit)
+        delivered = self.pipeline.shutdown(limit)
         with _registry_lock:
             if _trails.get(self.options.namespace) is self:
                 del _trails[self.options.namespace]
                 _ended[self.options.namespace] = self
+                if self._suspended or self._pipeline.late.waiting:
+                    _needed[self.options.namespace] = self
+                else:
+                    _needed.pop(self.options.namespace, None)
         return delivered
 
     def run_maintenance(self) -> bool:
         """Flush, recover abandoned WALs, scan the DLQ once, prune; False if a pass runs already."""
-        self._pipeline.start()
-        self._pipeline.flush(self.options.flush_timeout)
-        passed = self._pipeline.redelivery.run_pass()
+        self.pipeline.start()
+        if forks.awaits_fork():
+            return False
+        self.pipeline.flush(self.options.flush_timeout)
+        passed = self.pipeline.redelivery.run_pass()
         if passed:
             with suppress(PruneError):  # counted and reported
                 self.prune()
@@ -409,7 +450,8 @@ class AuditTrail:
         Raises:
             PruneError: some databases could not be pruned; it has the report of all others.
         """
-        return self._pipeline.retention.prune(dry_run=dry_run)
+        with self._open_for_now():
+            return self.pipeline.retention.prune(dry_run=dry_run)
 
     async def aprune(self, *, dry_run: bool = False) -> PruneReport:
         """Do what :meth:`prune` does without blocking the event loop."""
@@ -436,7 +478,7 @@ class AuditTrail:
         ``circuit_open``, ``databases`` (``open``, ``down``, and ``in_use`` where each tenant has
         its own), ``mode``.
         """
-        parts = self._pipeline
+        parts = self.pipeline
         segments, size, oldest = parts.wal.usage()
         adopted, oldest_adopted = parts.recovery.adopted()
         return {
@@ -446,7 +488,7 @@ class AuditTrail:
                 "bytes": size,
                 "adopted_bytes": adopted,
                 "oldest": min(filter(None, (oldest, oldest_adopted)), default=None),
-                "parked": parts.recovery.parked(),
+                "parked": parts.recovery.parked() + parts.late.parked,
             },
             "dlq": parts.dlq.counts(),
             "ready": parts.opened.is_set(),

@@ -63,7 +63,7 @@ def make_trail(tmp_path):
     yield make
     for trail in reversed(made):
         trail.shutdown(timeout=5)
-        trail.pipeline.take_late()  # or the next test's trail of this name would get it
+        trail.pipeline.late.take()  # or the next test's trail of this name would get it
 
 
 @pytest.fixture

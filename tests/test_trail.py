@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import random
 import threading
+import weakref
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -513,3 +516,41 @@ def test_a_second_open_trail_of_a_namespace_is_reported(make_trail, tmp_path):
     assert happened == []  # as dictConfig does it: the first has been closed
     make_trail(**options)
     assert [name for name, _ in happened] == ["namespace_taken_over"]
+
+
+def test_a_query_after_the_end_opens_the_database_and_closes_it_again(
+    make_trail, make_logger, tmp_path
+):
+    trail = make_trail()
+    make_logger(trail.handler).info("a")
+    trail.shutdown()
+    for _ in range(2):
+        assert [event.action for event in trail.query().logs] == ["a"]
+    assert trail.prune(dry_run=True) == {}
+    open_files = [path.resolve() for path in Path("/proc/self/fd").iterdir()]
+    assert not [path for path in open_files if path.is_relative_to(tmp_path)]
+
+
+def test_a_trail_that_has_been_shut_down_is_kept_only_while_events_wait_in_it(tmp_path):
+    kept = []
+    for mode in ("durable", "volatile"):
+        trail = AuditTrail(
+            namespace=f"kept-{mode}", mode=mode, data_dir=tmp_path, adapter=MemoryAdapter()
+        )
+        log = logging.getLogger(f"test.kept.{mode}")
+        log.addHandler(trail.handler)
+        log.warning("in time")
+        trail.shutdown()
+        log.warning("late")
+        log.handlers.clear()
+        kept.append(weakref.ref(trail))
+        del trail
+    gc.collect()
+    assert kept[0]() is None
+    assert kept[1]() is not None
+    adapter = MemoryAdapter()
+    with AuditTrail(namespace="kept-volatile", data_dir=tmp_path, adapter=adapter) as following:
+        assert following.flush(20)
+    gc.collect()
+    assert [event.action for event in adapter.events.values()] == ["late"]
+    assert kept[1]() is None

@@ -12,7 +12,6 @@ call, and refused in the child.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import threading
@@ -30,6 +29,7 @@ from logbun_logging.errors import (
     ConfigurationError,
     RejectedEventsError,
 )
+from logbun_logging.forks import register
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -119,7 +119,7 @@ def _note_a_lost_engine() -> None:
     _engine_is_lost = _engine_is_lost or "chdb" in sys.modules
 
 
-os.register_at_fork(after_in_child=_note_a_lost_engine)
+register(_note_a_lost_engine)
 
 
 class Connections(Protocol):

@@ -7,7 +7,6 @@ child starts its own.
 from __future__ import annotations
 
 import asyncio
-import os
 import selectors
 import socket
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from logbun_logging.adapters.base import keep_inherited
+from logbun_logging.forks import register
 
 __all__ = ["LoopThread"]
 
@@ -29,7 +29,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._start_over()
-        os.register_at_fork(after_in_child=self._forget)
+        register(self._forget)
 
     def _start_over(self) -> None:
         self._lock = threading.Lock()

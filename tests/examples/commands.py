@@ -9,7 +9,9 @@ import re
 import shlex
 import signal
 import socket
+import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tests.fakes import wait_until
 from tests.servers import ROOT, http_client, listen, running
@@ -19,7 +21,7 @@ EXAMPLES = ROOT / "examples"
 
 def first_command(file):
     """Return the first command in the docstring of an example."""
-    pattern = r"^ *((?:python|uvicorn|gunicorn|celery) .*)"
+    pattern = r"^ *((?:python|uvicorn|gunicorn|uwsgi|celery) .*)"
     return re.search(pattern, file.read_text(), re.MULTILINE)[1]
 
 
@@ -35,6 +37,10 @@ def command(example):
         str(ROOT / word) if word == "examples" or word.startswith("examples/") else word
         for word in arguments
     ]
+    if program == "uwsgi":  # no module, but a program with an interpreter of its own in it
+        binary = Path(sys.executable).with_name("uwsgi")
+        execute = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+        return ["-c", execute, binary, "--virtualenv", sys.prefix, *arguments]
     return arguments if program == "python" else ["-m", program, *arguments]
 
 
@@ -48,9 +54,16 @@ def serve(example, folder, *options, **environment):
         *options: more of the server's own.
         **environment: added to ours.
     """
-    words = command(example)
+    words = [*command(example), *options]
     if "runserver" in words:
-        with _runserver(words, folder, environment) as client:
+        # Ctrl-C, and one process: the reloader's child would be killed.
+        ending = {"end": signal.SIGINT, **environment}
+        with _on_a_port([*words, "{}", "--noreload"], folder, ending) as client:
+            yield client
+        return
+    if "--virtualenv" in words:
+        words = ["{}" if word == ":8000" else word for word in words]
+        with _on_a_port(words, folder, environment) as client:
             yield client
         return
     sock, arguments = listen()
@@ -59,7 +72,7 @@ def serve(example, folder, *options, **environment):
     else:
         words += ["--bind", f"fd://{sock.fileno()}", "--no-control-socket"]
     with (
-        running([*words, *options], folder, pass_fds=[sock.fileno()], **environment) as process,
+        running(words, folder, pass_fds=[sock.fileno()], **environment) as process,
         http_client(**arguments) as client,
     ):
         sock.close()  # else it would take connections when the server has gone
@@ -68,8 +81,11 @@ def serve(example, folder, *options, **environment):
 
 
 @contextmanager
-def _runserver(words, folder, environment):
-    """Django's server takes no socket, so keep a port for it: bound, but not listening."""
+def _on_a_port(words, folder, environment):
+    """Keep a port for a server that takes no socket: bound, but not listening.
+
+    ``{}`` in the command stands for the address.
+    """
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", 0))
@@ -81,11 +97,9 @@ def _runserver(words, folder, environment):
             return False
 
         name = f"127.0.0.1:{address[1]}"
+        command = [name if word == "{}" else word for word in words]
         with (
-            # Ctrl-C, and one process: the reloader's child would be killed.
-            running(
-                [*words, name, "--noreload"], folder, end=signal.SIGINT, **environment
-            ) as process,
+            running(command, folder, **environment) as process,
             http_client(base_url=f"http://{name}") as client,
         ):
             assert wait_until(listening, 30)

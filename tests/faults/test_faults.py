@@ -207,7 +207,7 @@ def test_what_comes_after_the_end_is_bounded_in_bytes(make_trail, make_logger):
     for _ in range(200):
         audit.fire("late", new_values={"text": "x" * 1_000})
     assert trail.stats()["lost"] == 200
-    kept = [len(entry.payload) for entry in trail.pipeline.take_late()]
+    kept = [len(entry.payload) for entry in trail.pipeline.late.take()]
     assert 100_000 - max(kept) < sum(kept) <= 100_000
 
 
