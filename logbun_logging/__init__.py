@@ -34,8 +34,9 @@ from logbun_logging.errors import (
     TenantRequiredError,
 )
 from logbun_logging.event import AuditEvent
+from logbun_logging.formatting import AuditFormatter
 from logbun_logging.handlers import AuditQueueListener, BatchingAuditHandler
-from logbun_logging.logger import AuditLogger, get_audit_logger
+from logbun_logging.logger import AuditFields, AuditLogger, get_audit_logger
 from logbun_logging.query import ALL_TENANTS, Page
 from logbun_logging.record import AuditRecord
 from logbun_logging.signals import shutdown_on_signals
@@ -49,6 +50,8 @@ __all__ = [
     "AdapterUnavailableError",
     "AuditContextFilter",
     "AuditEvent",
+    "AuditFields",
+    "AuditFormatter",
     "AuditLogger",
     "AuditQueueHandler",
     "AuditQueueListener",

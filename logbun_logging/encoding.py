@@ -73,9 +73,9 @@ class EventEncoder:
         counters: Counters,
         unknown_fields: UnknownFieldsMode = "warn",
     ) -> None:
-        self._limits = limits
+        self.limits = limits
         self._redactor = redactor
-        self._counters = counters
+        self.counters = counters
         self._redacted = frozenset(
             name for name in CALL_FIELDS if redactor is not None and redactor((name,))
         )
@@ -110,7 +110,7 @@ class EventEncoder:
                 if actor is None or actor == "":
                     actor = context.get("actor_id")
                 if actor is None:
-                    self._counters.add("unknown_actor")
+                    self.counters.add("unknown_actor")
                     actor = UNKNOWN_ACTOR
                 elif type(actor) is not str:
                     actor = plain_text(actor)
@@ -183,8 +183,8 @@ class EventEncoder:
         context: Mapping[str, str | None],
         created: float,
     ) -> Entry:
-        room = self._limits.max_payload_bytes * _ROOM
-        normal = Normalizer(self._limits.max_string_bytes, self._redactor, room=room)
+        room = self.limits.max_payload_bytes * _ROOM
+        normal = Normalizer(self.limits.max_string_bytes, self._redactor, room=room)
         try:
             created_at = utc_timestamp(created)
         except Exception:  # a record made by hand may carry anything
@@ -196,18 +196,18 @@ class EventEncoder:
         except Exception as error:
             # Only a mapping whose own methods raise comes here; what was read so far is kept.
             # Of the error its name alone: the text may be a secret, or raise itself.
-            self._counters.add("encode_failures")
+            self.counters.add("encode_failures")
             values["metadata"] = {"encode_error": type(error).__name__}
         event = AuditEvent(new_event_id(), created_at, normal.text(action), **values)
         payload = encode_event(event)
-        if len(payload) > self._limits.max_payload_bytes:
+        if len(payload) > self.limits.max_payload_bytes:
             payload = self._shrink(event)
             normal.cuts += 1
         if normal.cuts:
-            self._counters.add("cut")
+            self.counters.add("cut")
         if normal.opaque:
             kinds = ", ".join(sorted(set(normal.opaque))[:5])
-            self._counters.add(
+            self.counters.add(
                 "opaque_values", example=f"only the str() of {kinds} is stored: pass a dict"
             )
         return Entry(event.tenant_id, payload)
@@ -242,7 +242,7 @@ class EventEncoder:
         given = [("metadata", extra or None), *((name, fields.get(name)) for name in OBJECT_FIELDS)]
         # Shared out, with the metadata first, so that one object leaves room for the others.
         objects = sorted(((name, value) for name, value in given if value is not None), key=_first)
-        room = self._limits.max_payload_bytes * _ROOM
+        room = self.limits.max_payload_bytes * _ROOM
         for left, (name, value) in zip(range(len(objects), 0, -1), objects, strict=True):
             if name in self._redacted:
                 values[name] = {"value": REDACTED}
@@ -263,9 +263,9 @@ class EventEncoder:
             text = encode_event(values[name])[:256].decode(errors="ignore")
             values[name] = {"_truncated": True, "_bytes": sizes[name], "_preview": text}
             payload = encode_event(AuditEvent(**values))
-            if len(payload) <= self._limits.max_payload_bytes:
+            if len(payload) <= self.limits.max_payload_bytes:
                 return payload
-        normal = Normalizer(self._limits.max_payload_bytes // 32)
+        normal = Normalizer(self.limits.max_payload_bytes // 32)
         for name in ("action", *TEXT_FIELDS):
             if name != "tenant_id" and values[name] is not None:
                 values[name] = normal.text(values[name])

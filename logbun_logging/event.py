@@ -153,7 +153,7 @@ def utc_timestamp(seconds: float) -> str:
     """
     global _second  # noqa: PLW0603 - one tuple, replaced as a whole: safe without a lock
     whole, text = _second
-    micros = int((seconds - whole) * 1_000_000)
+    micros = round((seconds - whole) * 1_000_000)  # as datetime does
     if not 0 <= micros < 1_000_000:
         try:
             moment = datetime.fromtimestamp(seconds, UTC)

@@ -560,7 +560,7 @@ def _submit_to_open(trail: AuditTrail, record: logging.LogRecord) -> None:
     One that :mod:`logging` has closed is opened again.
     """
     while trail.pipeline.closing:
-        entry = encode_record(trail.pipeline, record)
+        entry = encode_record(trail.pipeline.encoder, record)
         taker = trail.keep_late(entry)
         if isinstance(taker, bool):
             # Not under the registry's lock: who configures holds logging's own, and waits for it.

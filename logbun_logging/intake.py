@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from logbun_logging.context import current_context
+from logbun_logging.encoding import EventEncoder
 from logbun_logging.event import Entry
 from logbun_logging.event_dict import is_event_dict, read_event_dict
 from logbun_logging.forks import mark, notice
@@ -117,7 +118,7 @@ def make_intake(
                 return  # it comes back from behind the queue
             copied = copy(record)
             copied.taken_by = namespace
-            entry = copied.entry = encode_record(pipeline, copied)
+            entry = copied.entry = encode_record(pipeline.encoder, copied)
             queued = copied
         elif (
             plain
@@ -129,7 +130,7 @@ def make_intake(
         ):
             queued = entry = encode(record.msg, values, None, context(), record.created)
         else:
-            queued = entry = encode_record(pipeline, record)
+            queued = entry = encode_record(pipeline.encoder, record)
         if not plain and isinstance(record, AuditRecord):
             _note(pipeline, record, entry)
         submission = None
@@ -154,7 +155,7 @@ def make_intake(
 
 def submit_unqueued(pipeline: Pipeline, record: logging.LogRecord) -> None:
     """Hand a record's event straight to the buffers."""
-    entry = encode_record(pipeline, record)
+    entry = encode_record(pipeline.encoder, record)
     if isinstance(record, AuditRecord):
         _note(pipeline, record, entry)
     submission = pipeline.submit(entry)
@@ -163,7 +164,7 @@ def submit_unqueued(pipeline: Pipeline, record: logging.LogRecord) -> None:
     _secure(pipeline, record, safe=submission.safe)
 
 
-def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
+def encode_record(encoder: EventEncoder, record: logging.LogRecord) -> Entry:
     """Return the entry of any record, with the caller's context; never raises."""
     action = record.msg
     fields: Mapping[str, Any]
@@ -172,7 +173,7 @@ def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
         added = _unknown(own_attributes(record), STANDARD_ATTRIBUTES)
         fields = {**record.fields, **added} if added else record.fields
         if record.unknown_action:
-            pipeline.counters.add("unknown_action")
+            encoder.counters.add("unknown_action")
     else:
         fields = vars(record)
         if record.args:
@@ -188,12 +189,12 @@ def encode_record(pipeline: Pipeline, record: logging.LogRecord) -> Entry:
         exc_text = exc_text or call.trace_text()
         stack_info = stack_info or call.options.get("stack_info")
     extra = _unknown(fields, CALL_FIELDS if isinstance(record, AuditRecord) else _KNOWN)
-    limit = pipeline.options.limits.max_string_bytes
+    limit = encoder.limits.max_string_bytes
     if exc_text:
         extra["exc_info"] = cut_start(safe_str(exc_text), limit)
     if stack_info:
         extra["stack_info"] = cut_start(safe_str(stack_info), limit)
-    return pipeline.encoder.encode(action, fields, extra or None, current_context(), record.created)
+    return encoder.encode(action, fields, extra or None, current_context(), record.created)
 
 
 def _note(pipeline: Pipeline, record: AuditRecord, entry: Entry) -> None:

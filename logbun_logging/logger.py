@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import logging.handlers
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, get_args
+from uuid import UUID
 
 from logbun_logging.handlers import BatchingAuditHandler
 from logbun_logging.record import AuditRecord
 from logbun_logging.reporting import LOGGER_NAME
 
-__all__ = ["AuditLogger", "get_audit_logger"]
+__all__ = ["AuditFields", "AuditLogger", "Identifier", "get_audit_logger"]
 
 A = TypeVar("A", bound=str)
 
@@ -25,6 +26,32 @@ _LEADING_ON: Final = (
     logging.handlers.QueueHandler,
     logging.handlers.MemoryHandler,
 )
+
+
+#: What names a thing: it is stored as text.
+Identifier = str | int | UUID
+
+
+class AuditFields(TypedDict, total=False):
+    """What :meth:`AuditLogger.fire` takes beside the action, for wrappers of one's own.
+
+    ::
+
+        def log(action: Actions, **fields: Unpack[AuditFields]) -> None:
+            audit.fire(action, **fields)
+    """
+
+    actor_id: Identifier | None
+    tenant_id: Identifier | None
+    entity_type: str | None
+    entity_id: Identifier | None
+    outcome: str | None
+    request_id: Identifier | None
+    old_values: Mapping[str, Any] | None
+    new_values: Mapping[str, Any] | None
+    metadata: Mapping[str, Any] | None
+    ip_address: str | None
+    user_agent: str | None
 
 
 class AuditLogger(Generic[A]):
@@ -64,12 +91,12 @@ class AuditLogger(Generic[A]):
             action: A,
             /,
             *,
-            actor_id: str | None = None,
-            tenant_id: str | None = None,
+            actor_id: Identifier | None = None,
+            tenant_id: Identifier | None = None,
             entity_type: str | None = None,
-            entity_id: str | None = None,
+            entity_id: Identifier | None = None,
             outcome: str | None = None,
-            request_id: str | None = None,
+            request_id: Identifier | None = None,
             old_values: Mapping[str, Any] | None = None,
             new_values: Mapping[str, Any] | None = None,
             metadata: Mapping[str, Any] | None = None,
@@ -88,12 +115,12 @@ class AuditLogger(Generic[A]):
             action: A,
             /,
             *,
-            actor_id: str | None = None,
-            tenant_id: str | None = None,
+            actor_id: Identifier | None = None,
+            tenant_id: Identifier | None = None,
             entity_type: str | None = None,
-            entity_id: str | None = None,
+            entity_id: Identifier | None = None,
             outcome: str | None = None,
-            request_id: str | None = None,
+            request_id: Identifier | None = None,
             old_values: Mapping[str, Any] | None = None,
             new_values: Mapping[str, Any] | None = None,
             metadata: Mapping[str, Any] | None = None,

@@ -35,6 +35,7 @@ __all__ = [
     "TenancyOptions",
     "TrailOptions",
     "WalOptions",
+    "parse_encoding",
     "parse_options",
 ]
 
@@ -293,6 +294,16 @@ def parse_options(given: Mapping[str, Any]) -> TrailOptions:
     _check_together(options, parsed)
     _check_use(options, values)
     return options
+
+
+def parse_encoding(redact: Any, limits: Any) -> tuple[LimitOptions, Redactor | None]:
+    """Check the two options that say how events are encoded, where there is no trail.
+
+    Raises:
+        ConfigurationError: as :func:`parse_options`.
+    """
+    given = {} if limits is None else limits
+    return _group("limits", given, LimitOptions), _redactor("redact", redact)
 
 
 _HINTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import logging.handlers
 import queue
@@ -73,6 +74,27 @@ def test_firing_never_raises_and_loses_nothing(make_trail, make_logger, args, fi
     trail = make_trail()
     AuditLogger(make_logger(trail.handler), actions={"known"}).fire(*args, **fields)
     assert len(events(trail, tenant_id=logbun_logging.ALL_TENANTS)) == 1
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another handler"])
+def test_names_that_logging_refuses_are_metadata(make_trail, make_logger, beside):
+    trail = make_trail()
+    written = io.StringIO()
+    others = [logging.StreamHandler(written)] if beside else []
+    given = {"name": "n", "message": "m", "args": 1, "msg": "x", "levelname": "y", "exc_info": 3}
+    AuditLogger(make_logger(trail.handler, *others)).fire("a", **given)
+    (event,) = events(trail)
+    assert (event.action, event.metadata) == ("a", given)
+    assert written.getvalue() == ("a\n" if beside else "")
+
+
+def test_misspelt_fields_and_objects_without_a_form_are_reported(make_trail, make_logger):
+    happened = {}
+    trail = make_trail(on_event=lambda name, details: happened.update({name: details}))
+    AuditLogger(make_logger(trail.handler)).fire("a", tenant="t1", new_values=object())
+    trail.shutdown()
+    assert "'tenant': did you mean 'tenant_id'?" in happened["unknown_fields"]["example"]
+    assert "pass a dict" in happened["opaque_values"]["example"]
 
 
 def test_an_unknown_action_is_stored_counted_and_reported(make_trail, make_logger):
@@ -184,13 +206,16 @@ def test_what_may_lead_to_an_audit_handler_is_not_told_of(make_trail, make_logge
 
 
 GOOD = """
-from typing import Literal
-from logbun_logging import AuditLogger, get_audit_logger
+from typing import Literal, Unpack
+from uuid import UUID
+from logbun_logging import AuditFields, AuditLogger, get_audit_logger
 Actions = Literal["course.created", "course.deleted"]
 audit: AuditLogger[Actions] = get_audit_logger("audit")
 audit.fire("course.created", actor_id="u", anything=1)
 async def f() -> bool:
     return await audit.fire_async("course.deleted")
+def log(action: Actions, **fields: Unpack[AuditFields]) -> None:
+    audit.fire(action, **fields)
 """
 
 
@@ -200,7 +225,11 @@ async def f() -> bool:
         ("", None),
         ('audit.fire("course.craeted")', "arg-type"),
         ("audit.fire()", "call-arg"),
-        ('audit.fire("course.created", actor_id=5)', "arg-type"),
+        ('audit.fire("course.created", actor_id=5, entity_id=UUID(int=1))', None),
+        ('audit.fire("course.created", actor_id=[5])', "arg-type"),
+        ('log("course.created", entity_id=7)', None),
+        ('log("course.created", entity_di=7)', "call-arg"),
+        ('log("course.created", metadata=7)', "arg-type"),
         ('audit.fire("course.created", metadata=[1])', "arg-type"),
     ],
 )

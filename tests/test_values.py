@@ -826,6 +826,16 @@ def test_unknown_names_are_counted_as_configured():
         assert (counters["unknown_fields"], counters["refused_fields"]) == counted
 
 
+def test_the_time_of_a_call_is_the_same_on_either_path():
+    encoder = EventEncoder(LimitOptions(), None, Counters())
+    for created in (1764033655.6037, 1764033655.1234567, 1764033655.9999997, 1764033655.0):
+        times = {
+            decode_event(encoder.encode(action, {}, None, {}, created).payload).created_at
+            for action in ("a", "a\0", "a", "a\0")
+        }
+        assert len(times) == 1
+
+
 def test_unknown_names_join_the_metadata():
     event = encode({"plan": "pro"}, extra={"colour": "red"})
     assert event.metadata == {"plan": "pro", "colour": "red"}

@@ -114,7 +114,7 @@ class _Capture:
         }
 
     def _take(self, trail: AuditTrail, record: logging.LogRecord) -> None:
-        entry = encode_record(trail.pipeline, record)
+        entry = encode_record(trail.pipeline.encoder, record)
         if isinstance(record, AuditRecord) and record.entry is None:
             record.entry = entry
         event = decode_event(entry.payload)
