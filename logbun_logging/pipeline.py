@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from logbun_logging import forks
 from logbun_logging.adapters.factory import create_adapter
@@ -36,12 +36,13 @@ from logbun_logging.places import Places
 from logbun_logging.recovery import Recovery
 from logbun_logging.redelivery import Redelivery
 from logbun_logging.reporting import Reporter
+from logbun_logging.source import Source
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import Databases, SingleDatabase
 from logbun_logging.tenants import TenantRegistry
 from logbun_logging.wal import WalWriter
 
-__all__ = ["Pipeline", "Source", "Submission"]
+__all__ = ["Pipeline", "Submission"]
 
 #: Flush workers, where the batches of all tenants cannot go in one insert.
 _WORKERS: Final = 64
@@ -90,30 +91,6 @@ QUEUE: Final = Submission(queue=True, safe=True)
 QUEUE_UNSAFE: Final = Submission(queue=True, safe=False)
 KEPT: Final = Submission(queue=False, safe=True)
 GONE: Final = Submission(queue=False, safe=False)
-
-
-class Source(Protocol):
-    """What carries entries from ``submit`` to ``buffer``: a queue and its listener."""
-
-    def start(self) -> None:
-        """Start the listener."""
-        ...
-
-    def hurry(self) -> None:
-        """Carry over now what is queued: somebody waits for it."""
-        ...
-
-    def refuse(self) -> None:
-        """Take no more records over: the pipeline is about to end."""
-        ...
-
-    def stop(self, timeout: float) -> None:
-        """Hand over everything that is queued, and end."""
-        ...
-
-    def reset(self) -> None:
-        """In a forked child: start anew, without what the parent had queued."""
-        ...
 
 
 class Pipeline:

@@ -6,11 +6,12 @@ r"""The tenants that have a database: kept in a file, so that retention reaches 
 
 Which tenants exist is known to the application alone, and it tells us one at a time: by logging. A
 process that has just started has heard of none, but has the databases of all to prune. So a tenant
-is written down once, before its database is opened for the first time. Appending to a file of lines
+is written down once, before anything is stored for it. Appending to a file of lines
 is enough: it is as safe across forks and processes as the WAL, which an embedded database is not,
 and a torn line costs the record of that tenant until it is next seen, no other.
 
-The pool calls :meth:`TenantRegistry.add` for each database that it opens, and retention reads.
+The pool calls :meth:`TenantRegistry.add` before it lends a database to somebody who writes, and
+retention reads.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ __all__ = ["TenantRegistry"]
 #: Seconds to wait for another process that writes a line. After that we write without the lock: the
 #: worst that can come of it is a tenant that stands there twice.
 _LOCK_WAIT: Final = 1.0
+
+#: So much of the file is read at a time, in bytes; no line is longer.
+_PORTION: Final = 1 << 20
 
 
 class _Line(msgspec.Struct):
@@ -120,12 +124,14 @@ class TenantRegistry:
         size = os.fstat(descriptor).st_size
         if size < self._read_up_to:
             self._read_up_to = 0  # somebody has put another file in its place
-        data = bytearray()
-        while chunk := os.pread(descriptor, 1 << 20, self._read_up_to + len(data)):
-            data += chunk
-        whole = data.rfind(b"\n") + 1
-        for line in bytes(data[:whole]).split(b"\n"):
-            with suppress(msgspec.MsgspecError, UnicodeDecodeError):
-                self._known.add(_decoder.decode(line).tenant_id)
-        self._read_up_to += whole
-        return whole < len(data)
+        rest = b""
+        while chunk := os.pread(descriptor, _PORTION, self._read_up_to + len(rest)):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                    self._known.add(_decoder.decode(line).tenant_id)
+            self._read_up_to += sum(len(line) + 1 for line in lines)
+            if len(rest) > _PORTION:  # no line of ours: it is passed over
+                self._read_up_to += len(rest)
+                rest = b""
+        return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"

@@ -29,13 +29,14 @@ from logbun_logging import (
 from logbun_logging import pool as pool_module
 from logbun_logging.adapters import SQLiteAdapter
 from logbun_logging.delivery import Delivery, Verdict
-from logbun_logging.errors import BusyError, QueryError
+from logbun_logging.errors import BusyError, NoAnswerError, QueryError
 from logbun_logging.event import AuditEvent, encode_event
 from logbun_logging.options import PoolOptions
 from logbun_logging.pool import TenantPool
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import NoDatabaseError, SingleDatabase
 from logbun_logging.tenants import TenantRegistry
+from tests.fakes import MemoryAdapter
 
 #: CPython 3.12 and newer warn of what these tests are about.
 in_a_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -971,6 +972,66 @@ def test_a_torn_line_costs_no_other_tenant(tmp_path):
     registry.add("t2")
     registry.add("t3")
     assert TenantRegistry(path).tenants() == ["t1", "t2", "t3"]
+
+
+def test_a_line_of_any_length_is_passed_over_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("logbun_logging.tenants._PORTION", 64)
+    path = tmp_path / "tenants.ndjson"
+    TenantRegistry(path).add("t1")
+    with path.open("ab") as file:
+        file.write(b"x" * 1000)
+    registry = TenantRegistry(path)
+    registry.add("t2")
+    registry.add("t3")
+    assert registry.tenants() == TenantRegistry(path).tenants() == ["t1", "t2", "t3"]
+
+
+def test_queries_for_unknown_tenants_leave_no_trace(makers):
+    class Remote(MemoryAdapter):
+        """A database that is no file, and so is always there."""
+
+    pool = makers.pool(lambda _: Remote(), most=10)
+    for number in range(20):
+        with pool.lease(f"unknown{number}", create=False):
+            pass
+    assert list(pool.every()) == []
+    with pool.lease("unknown19"):  # it is open already, and now written to
+        pass
+    assert [tenant for tenant, _ in pool.every()] == ["unknown19"]
+
+
+def test_tenants_whose_databases_hang_leave_connections_to_the_others(makers):
+    release = threading.Event()
+
+    def resolve(tenant):
+        if tenant.startswith("sick"):
+            release.wait(30)
+        return makers.resolve(tenant)
+
+    pool = makers.pool(resolve, most=4, patience=0.05)
+    for number in range(8):
+        with pytest.raises(AdapterUnavailableError), pool.lease(f"sick{number}"):
+            pass
+    pool.breaker("well").succeeded()
+    pool._patience = 5.0
+    with pool.lease("well") as target:
+        target.adapter.bulk_insert("well", [event("well")])
+    release.set()
+    wait_until(lambda: pool.figures()["open"] >= 3)
+
+
+def test_who_comes_to_a_database_that_is_opening_for_long_does_not_wait_as_well(makers):
+    release = threading.Event()
+    pool = makers.pool(lambda tenant: (release.wait(30), makers.resolve(tenant))[1], patience=0.05)
+    with pytest.raises(NoAnswerError), pool.lease("t"):
+        pass
+    slot = pool._slots["t"]
+    pool._patience = 20.0
+    slot.since -= 20
+    with pytest.raises(NoAnswerError, match="still opening"), pool.lease("t"):
+        pass
+    release.set()
+    wait_until(lambda: pool.figures()["open"] == 1)
 
 
 def test_a_file_that_was_put_in_its_place_is_read_anew(tmp_path):
