@@ -35,7 +35,10 @@ _Identity: TypeAlias = tuple[int, int]
 _WRITERS_CACHE: Final = 64 * 1024
 _LEAST_CACHE: Final = 1024
 
-_READER_CACHE: Final = 2 * 1024  # KiB
+#: Page caches of the readers of one file, in KiB: each has its share while it is in use.
+_READERS_CACHE: Final = 32 * 1024
+_MOST_READER_CACHE: Final = 8 * 1024
+_LEAST_READER_CACHE: Final = 2 * 1024
 _MAX_IDLE_READERS: Final = 4
 
 #: A long read keeps the journal from being used again; once it has ended, the file gets this small.
@@ -84,6 +87,7 @@ class Connections:
         self._opened = False  # written under _write_lock; says that the next call may open the file
         self._writer: _Connection | None = None  # under _write_lock
         self._idle: list[_Connection] = []  # under _readers_lock, as is what follows
+        self._reading = 0  # readers in use
         self._generation = object()
 
     def open(self) -> None:
@@ -142,27 +146,37 @@ class Connections:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection that nobody else uses meanwhile, to the file that has the name now."""
-        reader, generation = self._idle_reader()
-        if reader is None:
-            reader = self._connect(_READER_CACHE)
+        reader, generation, share = self._idle_reader()
         try:
+            if reader is None:
+                reader = self._connect(share)
+            reader.limit_cache(share)
             yield reader.raw
         finally:
             with self._readers_lock:
-                if generation is self._generation and len(self._idle) < _MAX_IDLE_READERS:
+                self._reading -= 1
+                if (
+                    reader is not None
+                    and generation is self._generation
+                    and len(self._idle) < _MAX_IDLE_READERS
+                ):
                     self._idle.append(reader)
                     reader = None
             if reader is not None:
                 reader.raw.close()
 
-    def _idle_reader(self) -> tuple[_Connection | None, object]:
+    def _idle_reader(self) -> tuple[_Connection | None, object, int]:
+        """Return a reader, if one is idle, the generation, and its share of the page caches."""
         with self._readers_lock:
+            self._reading += 1
+            share = max(_LEAST_READER_CACHE, _READERS_CACHE // self._reading)
+            share = min(share, _MOST_READER_CACHE)
             while self._idle:
                 reader = self._idle.pop()
                 if self._is_same_file(reader):
-                    return reader, self._generation
+                    return reader, self._generation, share
                 reader.raw.close()
-            return None, self._generation
+            return None, self._generation, share
 
     def _open(self) -> _Connection:
         """Return the writer, opened if it is not; under the write lock."""
@@ -196,7 +210,7 @@ class Connections:
     def _is_same_file(self, connection: _Connection) -> bool:
         try:
             return _identity(self._path) == connection.identity
-        except FileNotFoundError:
+        except OSError:  # the name is gone, or leads nowhere any more
             return False
 
     def _require_same_file(self, writer: _Connection) -> None:
