@@ -265,7 +265,7 @@ class Buffers:
         self._work.notify()
 
     def _queue_all(self, now: float) -> None:
-        for lane in self._lanes.values():
+        for lane in list(self._lanes.values()):  # a signal handler may add one
             if lane.entries and not lane.ready and not lane.busy:
                 self._queue(lane, now)
 
@@ -452,7 +452,7 @@ class Buffers:
             now = self._clock()
             found = [
                 (lane, lane.pop(len(lane.entries)))
-                for lane in self._lanes.values()
+                for lane in list(self._lanes.values())
                 if lane.queued > self._cap and lane.entries and lane.held_up(now)
             ]
             if not self._policy.durable and self.crowded():
@@ -490,7 +490,8 @@ class Buffers:
     def flush(self, deadline: float) -> bool:
         """Make due what is admitted now, and wait for it; return whether it is settled."""
         with self._lock:
-            targets = [(lane, lane.admitted) for lane in self._lanes.values() if lane.queued]
+            lanes = list(self._lanes.values())  # a signal handler may add one
+            targets = [(lane, lane.admitted) for lane in lanes if lane.queued]
 
             # Not how many have left since: the spiller takes newer ones before older ones.
             def settled() -> bool:
@@ -535,4 +536,5 @@ class Buffers:
     def depths(self) -> dict[str | None, int]:
         """Return the events in memory by tenant."""
         with self._lock:
-            return {lane.tenant_id: lane.queued for lane in self._lanes.values() if lane.queued}
+            lanes = list(self._lanes.values())  # a signal handler may add one
+            return {lane.tenant_id: lane.queued for lane in lanes if lane.queued}

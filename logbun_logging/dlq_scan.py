@@ -16,7 +16,6 @@ Whoever asks by hand has every file tried at once, and the last two rules do not
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -226,9 +225,7 @@ class DlqScanner:
             claim.put_back()
         if claim.corrupt is not None:
             self._counters.add("corrupt", claim.damaged)
-            self._reporter.report(
-                "corrupt", logging.ERROR, records=claim.damaged, file=str(claim.corrupt)
-            )
+            self._reporter.report("corrupt", records=claim.damaged, file=str(claim.corrupt))
 
     def _write_rest(self, one: FileDelivery, scan: _Scan, *, counts: bool) -> None:
         envelope, outage = one.envelope, bool(one.outages)
@@ -250,7 +247,6 @@ class DlqScanner:
         if counts:
             self._reporter.report(
                 "poisoned" if dead else "redelivery_failed",
-                logging.ERROR if dead else logging.WARNING,
                 tenant_id=envelope.tenant_id,
                 events=events,
                 attempts=attempts,

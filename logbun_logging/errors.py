@@ -21,6 +21,7 @@ __all__ = [
     "QueryError",
     "RejectedEventsError",
     "TenantRequiredError",
+    "one_line",
     "shown",
 ]
 
@@ -158,6 +159,22 @@ def shown(value: object) -> str:
         text = f"<unprintable {type(value).__name__}>"
     text = _masked(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def one_line(value: object, longest: int = _LONGEST) -> str:
+    """Return *value* as printable text on one line, of about *longest* characters at most.
+
+    Control characters, line breaks and marks that turn the direction of text are escaped.
+    """
+    try:
+        text = str(value)
+    except Exception:  # a hostile __str__ must not hide the message
+        text = f"<unprintable {type(value).__name__}>"
+    if len(text) > longest:
+        text = text[: longest - 3] + "..."
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _masked(text: str) -> str:

@@ -7,7 +7,6 @@ SQL or the form of files.
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -25,7 +24,9 @@ from logbun_logging.options import RetryOptions
 from logbun_logging.packing import packed
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
+from logbun_logging.threads import Threads
 from logbun_logging.wal import WalWriter
+from logbun_logging.worker import WorkerThread
 
 __all__ = ["Flusher"]
 
@@ -81,32 +82,31 @@ class Flusher:
         self._rng = rng
         # The lock guards these; every worker writes them.
         self._lock = threading.Lock()
-        self._threads: set[threading.Thread] = set()
-        self._busy = 0  # threads that have something to deliver
+        self._workers: set[WorkerThread] = set()
+        self._count = 0  # workers that have not been told to end
+        self._busy = 0  # workers that have something to deliver
+        self._threads: Threads | None = None  # written by start, as the next one
         self._most = 0
         #: Something was spilled that nobody has asked back yet.
         self.spilled = False
 
-    def start(self, most: int) -> None:
-        """Start a worker. It starts the next one when it has got something to do, up to *most*.
-
-        Raises:
-            RuntimeError: the interpreter is ending and starts no more threads.
-        """
+    def start(self, threads: Threads, most: int) -> None:
+        """Start a worker. It starts the next one when it has got something to do, up to *most*."""
+        self._threads = threads
         self._most = most
         self._start_worker()
 
     @property
     def running(self) -> bool:
         """There are worker threads."""
-        return bool(self._threads)
+        return any(worker.alive for worker in [*self._workers])
 
     def stop(self, timeout: float) -> None:
         """Let the workers end; one that hangs in a driver is left behind."""
         self._buffers.close()
         deadline = time.monotonic() + timeout
-        for thread in [*self._threads]:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        for worker in [*self._workers]:
+            worker.join(max(0.0, deadline - time.monotonic()))
 
     def run_here(self) -> None:
         """Deliver everything that is due on the calling thread, which is the last one left."""
@@ -114,26 +114,20 @@ class Flusher:
             self._deliver_safely(shipment)
 
     def _start_worker(self) -> None:
-        thread = threading.Thread(target=self._work, name="logbun-flush", daemon=True)
+        assert self._threads is not None  # noqa: S101 - for the type checker
         with self._lock:
-            self._threads.add(thread)
-        try:
-            thread.start()
-        except BaseException:
-            with self._lock:
-                self._threads.discard(thread)
-            raise
+            self._count += 1
+        worker = self._threads.start("logbun-flush", self._work)
+        with self._lock:
+            self._workers = {found for found in self._workers if not found.done} | {worker}
 
     def _work(self) -> None:
-        try:
-            while (shipment := self._buffers.take(None)) is not None:
-                self._deliver_beside_others(shipment)
-                with self._lock:
-                    if len(self._threads) - self._busy > _IDLE_WORKERS:
-                        return
-        finally:
+        while (shipment := self._buffers.take(None)) is not None:
+            self._deliver_beside_others(shipment)
             with self._lock:
-                self._threads.discard(threading.current_thread())
+                if self._count - self._busy > _IDLE_WORKERS:
+                    self._count -= 1
+                    return
 
     def _deliver_beside_others(self, shipment: Shipment) -> None:
         """Deliver while another worker waits for what comes next.
@@ -143,11 +137,10 @@ class Flusher:
         """
         with self._lock:
             self._busy += 1
-            alone = self._busy == len(self._threads) < self._most
+            alone = self._busy == self._count < self._most
         try:
             if alone:
-                with suppress(RuntimeError):  # no more threads: then it comes after this one
-                    self._start_worker()
+                self._start_worker()
             self._deliver_safely(shipment)
         finally:
             with self._lock:
@@ -161,7 +154,7 @@ class Flusher:
             self._all_failed(failed)
         except Exception as error:
             outcome = Outcome(Verdict.FAILED, f"{type(error).__name__}: {error}")
-            logging.getLogger("logbun_logging").exception("delivery failed")
+            self._reporter.report("delivery_failed", reason=outcome.reason)
             with suppress(Exception):  # it may be memory that is short, now as before
                 for lane, entries in shipment:
                     if lane.in_flight is entries:
@@ -328,7 +321,6 @@ class Flusher:
             homeless = sum(map(len, left))
             self._reporter.report(
                 "dlq_failed",
-                logging.ERROR,
                 **_whose(batches),
                 parked=sum(len(entries) for _, entries in batches) - homeless,
                 left=homeless,
@@ -364,7 +356,7 @@ class Flusher:
                     del waiting[id(entries)]
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            self._reporter.report("spill_failed", logging.ERROR, reason=reason)
+            self._reporter.report("spill_failed", reason=reason)
         finally:
             for lane, entries in waiting.values():
                 self._buffers.put_back(lane, entries)

@@ -21,11 +21,12 @@ from typing import Any, Final, TypeGuard
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.event import ACTION_AT, Entry
 from logbun_logging.forks import notice_fork
-from logbun_logging.intake import encode_record, make_intake, submit_unqueued
+from logbun_logging.intake import Intake, encode_record, make_intake, submit_unqueued
 from logbun_logging.queueing import RecordQueue, fresh_queue
 from logbun_logging.record import AuditRecord
 from logbun_logging.reporting import LOGGER_NAME
 from logbun_logging.trail import AuditTrail
+from logbun_logging.worker import WorkerThread
 
 __all__ = ["AuditQueueHandler", "AuditQueueListener", "BatchingAuditHandler"]
 
@@ -152,6 +153,8 @@ class AuditQueueListener(logging.handlers.QueueListener):
     ) -> None:
         super().__init__(queue, *handlers, respect_handler_level=respect_handler_level)
         self._stopping = threading.Event()  # set where a full queue takes no sentinel
+        self._worker: WorkerThread | None = None  # written by start, stop and reset
+        self._ending = False  # stop has been called; written by start and stop
         _ = self.batching
 
     @property
@@ -169,26 +172,36 @@ class AuditQueueListener(logging.handlers.QueueListener):
 
     def start(self) -> None:
         """Start the thread, unless it runs."""
-        if self._thread is None or not self._thread.is_alive():
+        if self._worker is None or self._worker.done:
             self._stopping.clear()
-            super().start()
+            self._ending = False
+            threads = self.batching.trail.pipeline.threads
+            self._worker = threads.start("logbun-listener", self._monitor)
+
+    @property
+    def running(self) -> bool:
+        """The thread runs."""
+        return self._worker is not None and self._worker.alive
 
     def stop(self, timeout: float | None = None) -> None:
         """Hand over everything that is queued, and end the thread."""
-        thread, self._thread = self._thread, None
-        if thread is not None and thread.is_alive():
+        worker, self._worker = self._worker, None
+        self._ending = True
+        if worker is not None and worker.alive:
             try:
                 self.enqueue_sentinel()
             except Exception:  # the queue is full: the thread ends when it finds it empty
                 self._stopping.set()
-            thread.join(timeout)
-            if thread.is_alive():
+            worker.join(timeout)
+            if worker.alive:
                 return
+        elif worker is not None:
+            worker.done = True  # one that could not be started is not started later
         self._hand_over(self._drain())
 
     def reset(self) -> None:
         """In a forked child: start anew; what the parent had queued stays the parent's."""
-        self._thread = None
+        self._worker = None
         self._stopping = threading.Event()
         self.queue = fresh_queue(self.queue)
 
@@ -205,7 +218,7 @@ class AuditQueueListener(logging.handlers.QueueListener):
         return _overrides(self, _LISTENER_METHODS)
 
     def _monitor(self) -> None:
-        tend = self.batching.trail.pipeline.tend
+        pipeline = self.batching.trail.pipeline
         next_tend = 0.0
         ended = False
         while not ended:
@@ -214,11 +227,12 @@ class AuditQueueListener(logging.handlers.QueueListener):
                 self._hand_over(items)
                 if (now := time.monotonic()) >= next_tend or self.substituted():
                     next_tend = now + _TEND_AGAIN
-                    tend()
-            except Exception:  # whatever happens, the thread goes on until it is to stop
-                logging.getLogger(LOGGER_NAME).exception("audit listener")
+                    pipeline.tend()
+            except BaseException as error:  # it goes on until it is to stop
+                reason = f"{type(error).__name__}: {error}"
+                pipeline.reporter.report("listener_failed", reason=reason)
                 self._stopping.wait(_TEND_AGAIN)  # what fails may fail at every look
-                ended = self._thread is not threading.current_thread()
+                ended = self._ending
 
     def _next(self) -> tuple[list[Any], bool]:
         """Return the next items, and whether the thread is to end after them."""
@@ -255,8 +269,9 @@ class AuditQueueListener(logging.handlers.QueueListener):
         for record in records:
             try:
                 self.handle(record)
-            except Exception:
-                self.batching.handleError(record)
+            except BaseException:  # the trouble of others, whatever they raise
+                with suppress(BaseException):
+                    self.batching.handleError(record)
 
     def _hand_over_together(self, records: list[Any]) -> None:
         for handler in self.handlers:
@@ -274,8 +289,9 @@ class AuditQueueListener(logging.handlers.QueueListener):
                 try:
                     if record.levelno >= level:
                         handler.handle(record)
-                except Exception:
-                    handler.handleError(record)
+                except BaseException:  # its own trouble, whatever it raises
+                    with suppress(BaseException):
+                        handler.handleError(record)
 
 
 class AuditQueueHandler(logging.handlers.QueueHandler):
@@ -309,6 +325,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         self._listener: AuditQueueListener | None = None
         super().__init__(RecordQueue() if own else queue)
         self._take_record: Callable[[logging.LogRecord], None] | None = None
+        self._intake: Intake | None = None  # made anew with each listener; written by start
         #: Takes a typed call over while the pipeline runs; see :class:`~.intake.Intake`.
         self.take_call: Callable[[Any, dict[str, Any]], bool] | None = None
         self._own = own
@@ -346,6 +363,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
 
     def _attach(self, listener: AuditQueueListener) -> None:
         before, self._listener = self._listener, listener
+        self._intake = None
         if before is not None:
             before.stop()
         self._trail = listener.batching.trail
@@ -395,8 +413,8 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         if take is None:
             if self.trail.pipeline.closing:
                 self.trail.reopened()
-            self.trail.pipeline.start()
-            take = self._take_record
+            self.trail.pipeline.start()  # also what could not be started before
+            take = self._intake.record if self._intake is not None else None
         if take is not None:
             take(record)
         else:
@@ -412,14 +430,33 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
     # ── a pipeline's source ──
 
     def start(self) -> None:
-        """Start the listener, and take records over."""
+        """Start the listener, and take records over.
+
+        Without a thread for the listener each call comes here first, and tries again.
+        """
         listener, trail = self._listener, self._trail
         if listener is None or trail is None:
             return
+        if self._intake is None:
+            self._intake = self._make_intake(listener, trail)
+        listener.start()
+        if not listener.running:
+            return
+        self._take_record = self._intake.record
+        # A subclass that handles or emits in its own way wants to see the record.
+        if self._emits_itself and type(self).handle is AuditQueueHandler.handle:
+            self.take_call = self._intake.call
+
+    @property
+    def running(self) -> bool:
+        """The listener's thread runs."""
+        return self._listener is not None and self._listener.running
+
+    def _make_intake(self, listener: AuditQueueListener, trail: AuditTrail) -> Intake:
         batching = listener.batching
         batching.fed = self._substituted() or listener.substituted()
         put = self.queue.put_nowait if isinstance(self.queue, RecordQueue) else self._put
-        intake = make_intake(
+        return make_intake(
             trail.pipeline,
             self._put_apart if batching.fed else put,
             partial(AuditQueueHandler.emit, self),
@@ -429,11 +466,6 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             or (listener.respect_handler_level and batching.level > logging.NOTSET),
             filters=batching.filters,
         )
-        self._take_record = intake.record
-        # A subclass that handles or emits in its own way wants to see the record.
-        if self._emits_itself and type(self).handle is AuditQueueHandler.handle:
-            self.take_call = intake.call
-        listener.start()
 
     def _substituted(self) -> bool:
         return _overrides(self, _HANDLER_METHODS)
@@ -481,7 +513,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
 
     def refuse(self) -> None:
         """Take no more records over; what comes now goes to the namespace's next trail."""
-        self._take_record = self.take_call = None
+        self._take_record = self.take_call = self._intake = None
 
     def stop(self, timeout: float) -> None:
         """Hand over everything that is queued, and stop the listener."""
@@ -490,7 +522,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
 
     def reset(self) -> None:
         """In a forked child: start anew with an empty queue."""
-        self._take_record = self.take_call = None
+        self._take_record = self.take_call = self._intake = None
         if self._listener is not None:
             self._listener.reset()
             self.queue = self._listener.queue

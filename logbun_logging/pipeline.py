@@ -8,8 +8,6 @@ face's queue and listener → ``buffer`` → flush workers → database or DLQ �
 
 from __future__ import annotations
 
-import logging
-import sys
 import threading
 import time
 import weakref
@@ -40,6 +38,7 @@ from logbun_logging.source import Source
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import Databases, SingleDatabase
 from logbun_logging.tenants import TenantRegistry
+from logbun_logging.threads import Threads
 from logbun_logging.wal import WalWriter
 
 __all__ = ["Pipeline", "Submission"]
@@ -71,6 +70,9 @@ _WORKERS_WAIT: Final = 0.5
 
 #: How long ``flush`` waits for a listener where there are no flush workers, in seconds.
 _LISTENER_WAIT: Final = 1.0
+
+#: How long ``shutdown`` waits until everything is reported, in seconds.
+_REPORT_WAIT: Final = 1.0
 
 _live: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
@@ -135,6 +137,7 @@ class Pipeline:
         options = self.options
         self.counters = Counters() if counters is None else counters
         self.reporter = Reporter(options.namespace, options.on_event, self.counters)
+        self.threads = Threads(self.counters, self.reporter)
         self.encoder = EventEncoder(
             options.limits, options.redact, self.counters, options.unknown_fields
         )
@@ -223,6 +226,7 @@ class Pipeline:
         self._own_calls = TimedCalls("logbun-pipeline")
         self._lifecycle = threading.RLock()
         self._finished = threading.Event()
+        self._ended_by = 0  # the thread that shuts down; written under _lifecycle
         self.started = False
         self.closing = False
 
@@ -230,7 +234,7 @@ class Pipeline:
 
     def submit(self, entry: Entry) -> Submission:
         """Take over an encoded event; the caller queues it if the answer says so."""
-        if not self.started:
+        if not self.started or self.threads.missing:
             self.start()
             if not self.started and awaits_fork():
                 return KEPT if self.flusher.leave(entry) else GONE
@@ -253,7 +257,8 @@ class Pipeline:
         if self.durable and self.wal.append(entry) and self.wal.park(entry):
             self.counters.add_all({"accepted": 1, "parked": 1})
             return KEPT
-        if self.buffers.admit_later(entry, _SPILL_WAIT) == "admitted":
+        wait = 0.0 if self.threads.missing else _SPILL_WAIT
+        if self.buffers.admit_later(entry, wait) == "admitted":
             return QUEUE_UNSAFE if self.durable else QUEUE
         self.wal.acknowledge([entry])
         self.counters.add_all({"accepted": 1, "lost": 1})
@@ -294,11 +299,12 @@ class Pipeline:
         spilled = self.flusher.spill(drop=self._drop)
         if not spilled and self.buffers.events < _CALM and self.databases.healthy():
             self._ask_back()
+        self.threads.tend()
         self.reporter.watch()
 
     def _tend_alone(self) -> None:
-        """Do the same where no queue is in use, and so no listener."""
-        if not self.sources:
+        """Do the same where no listener runs."""
+        if not any(source.running for source in self.sources):
             self.tend()
 
     # ── start and stop ──
@@ -306,28 +312,33 @@ class Pipeline:
     def start(self) -> None:
         """Start the threads, unless they run; the first call to come does it.
 
-        Not in a process of which the workers are still to be forked: see :mod:`.forks`.
+        Not in a process of which the workers are still to be forked: see :mod:`.forks`. Threads
+        that cannot be started now are tried again: by whatever thread runs, and by each call that
+        finds no listener. If none can be had, who flushes delivers.
         """
         with self._lifecycle:
-            if self.started or self.closing or awaits_fork():
+            if self.closing or awaits_fork():
+                return
+            if self.started:
+                self.threads.tend()
+                for source in self.sources:
+                    source.start()
                 return
             if self.durable:
                 self.wal.open()
             self.started = True
-            if not sys.is_finalizing():  # Python 3.11 would wait for the new thread for ever
-                with suppress(RuntimeError):  # others refuse it: then who flushes delivers
-                    self._start_threads()
+            self._start_threads()
             forks.at_child_exit(self, lambda found: found.shutdown(found.options.flush_timeout))
 
     def _start_threads(self) -> None:
-        self.redelivery.start()
-        self.retention.start()
+        self.redelivery.start(self.threads)
+        self.retention.start(self.threads)
         if self.durable:
-            self.wal.poke()
+            self.wal.start(self.threads.start)
         for source in self.sources:
             source.start()
         # The workers come last: when they run, so does everything that they rely on.
-        self.flusher.start(1 if self.databases.shared else _WORKERS)
+        self.flusher.start(self.threads, 1 if self.databases.shared else _WORKERS)
 
     def start_if_left(self) -> None:
         """Start now, and not with the first event, if a process has left events in files."""
@@ -357,6 +368,7 @@ class Pipeline:
         if not self.started:
             return True
         with self._lifecycle:  # not while another thread starts it
+            self.threads.tend()
             running = self.flusher.running
         if not running:
             return self._deliver_here()
@@ -381,9 +393,19 @@ class Pipeline:
         """Deliver on the calling thread: at the interpreter's end there may be no other."""
         for source in self.sources:
             source.stop(_LISTENER_WAIT)
+        self._run_here()
+        if not self.redelivery.running and self.recovery.parked():
+            if not self.opened.is_set():
+                self._open_database()
+            self.redelivery.deliver_parked(self._run_here)
+        if not self.closing:
+            for source in self.sources:
+                source.start()
+        return not self.buffers.events and not self.recovery.parked()
+
+    def _run_here(self) -> None:
         self.buffers.make_all_due()
         self.flusher.run_here()
-        return not self.buffers.events
 
     def _more_to_come(self) -> bool:
         if self.bootstrap_error is not None or not self.databases.healthy():
@@ -407,13 +429,17 @@ class Pipeline:
         """Flush, acknowledge, stop, close; return whether everything was delivered in time.
 
         What was not is in the WAL or, where there is none, in the DLQ. A second call waits for the
-        first.
+        first, unless it has interrupted that.
         """
         with self._lifecycle:
             first, self.closing = not self.closing, True
             started = self.started
+            if first:
+                self._ended_by = threading.get_ident()
         if not first:
-            return self._finished.wait(timeout)
+            # A signal handler, or on_event at the interpreter's end, has interrupted the first.
+            interrupted = self._ended_by == threading.get_ident() and not self._finished.is_set()
+            return not interrupted and self._finished.wait(timeout)
         if self._flush_failed_at is not None and time.monotonic() - self._flush_failed_at < 1.0:
             timeout = min(timeout, 1.0)  # logging.shutdown: a flush has just used up the time
         deadline = time.monotonic() + timeout
@@ -424,11 +450,13 @@ class Pipeline:
             self._close(self.databases.close, deadline)
             self._own_calls.close()
         finally:
+            self.reporter.close(_REPORT_WAIT)
             self._finished.set()
             _live.discard(self)
         return delivered
 
     def _stop_parts(self, deadline: float) -> bool:
+        self.threads.tend()
         for source in self.sources:
             source.refuse()
             source.hurry()
@@ -441,6 +469,7 @@ class Pipeline:
         delivered = self.buffers.flush(deadline) if running else self._deliver_here()
         if not delivered:
             self._give_up(deadline)
+        self.threads.close()
         self._close(lambda: self.redelivery.stop(_left(deadline)), deadline)
         if self.recovery.unfinished() or self._lost_since_last_look():
             delivered = False
@@ -449,7 +478,6 @@ class Pipeline:
         self.delivery.close()
         self._close(self.wal.close, deadline)
         self._sweep()
-        self.reporter.watch()
         return delivered
 
     @property
@@ -507,18 +535,20 @@ class Pipeline:
         if self.opened.is_set():
             self.databases.tend()
             return True
-        now = time.monotonic()
-        if now < self._next_bootstrap or self.closing:
+        if time.monotonic() < self._next_bootstrap or self.closing:
             return False
+        return self._open_database()
+
+    def _open_database(self) -> bool:
         try:
             self._own_calls.run(self.databases.open, self.options.insert_timeout, "opening")
         except Exception as error:
             self.bootstrap_error = error
-            self._next_bootstrap = now + self._bootstrap_pause
+            self._next_bootstrap = time.monotonic() + self._bootstrap_pause
             self._bootstrap_pause = min(30.0, self._bootstrap_pause * 2)
             self.counters.add("bootstrap_failures")
             reason = f"{type(error).__name__}: {error}"
-            self.reporter.report("bootstrap_failed", logging.ERROR, reason=reason)
+            self.reporter.report("bootstrap_failed", reason=reason)
             return False
         self.bootstrap_error = None
         self.opened.set()
@@ -529,7 +559,7 @@ class Pipeline:
         return self.redelivery.retry(name)
 
     def _recovered(self) -> None:
-        self.reporter.report("database_recovered", logging.INFO)
+        self.reporter.report("database_recovered")
         self.redelivery.scan_soon()
 
     def _pool_failed(self, name: str, error: BaseException) -> None:

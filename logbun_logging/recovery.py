@@ -10,7 +10,6 @@ may be able to deliver it.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -124,15 +123,21 @@ class Recovery:
             log.release()
         return True
 
-    def read_parked(self) -> None:
-        """Read back what was left to the WAL alone, now that there is room and a database."""
+    def read_parked(self, deliver: Callable[[], None] | None = None) -> None:
+        """Read back what was left to the WAL alone, now that there is room and a database.
+
+        Args:
+            deliver: makes room, where no other thread does.
+        """
         if not self._buffers.spacious() or not self._healthy():
             return
         self.read_parked_at = time.monotonic()
         adopted = [segment for segment in self._segments() if segment.parked and not segment.unread]
-        all(map(self._read, [*self._wal.take_parked(), *adopted]))
+        for segment in (*self._wal.take_parked(), *adopted):
+            if not self._read(segment, deliver):
+                return
 
-    def _read(self, segment: Segment) -> bool:
+    def _read(self, segment: Segment, deliver: Callable[[], None] | None = None) -> bool:
         """Let into memory what only the segment's file has; return False if we are to stop."""
         parked = segment.parked[:]
         wanted = None if segment.unread else {*parked}
@@ -154,7 +159,7 @@ class Recovery:
                 for entry in portion
                 if entry.payload not in known and (wanted is None or hash(entry.payload) in wanted)
             ]
-            left = self._readmit(fresh)
+            left = self._readmit(fresh, deliver)
             for entry in {*portion}.difference(fresh) | {*left}:
                 segment.pending.pop(entry, None)  # it is in the file alone, as before
             if left:
@@ -168,7 +173,9 @@ class Recovery:
         self._wal.unpark(segment, len(parked))
         return True
 
-    def _readmit(self, entries: Sequence[Entry]) -> deque[Entry]:
+    def _readmit(
+        self, entries: Sequence[Entry], deliver: Callable[[], None] | None
+    ) -> deque[Entry]:
         """Let recovered entries into memory as there is room; return what is left if we stop.
 
         An outage is a reason to stop: a record is nowhere safer than in the WAL.
@@ -187,8 +194,14 @@ class Recovery:
                 for left in refused.values():
                     waiting.extendleft(reversed(left))
                 self._buffers.put(admitted)
-            if waiting and not admitted:
+            if not waiting or admitted:
+                continue
+            if deliver is None:
                 self._stopping.wait(_LOOK)
+                continue
+            deliver()
+            if not self._buffers.spacious():
+                break
         return waiting
 
     def release(self) -> None:
@@ -224,18 +237,16 @@ class Recovery:
 
     def _damaged(self, path: Path, records: int) -> None:
         self._counters.add("corrupt", records)
-        self._reporter.report("corrupt", logging.ERROR, records=records, file=str(path))
+        self._reporter.report("corrupt", records=records, file=str(path))
 
     def _failed(self, path: Path, error: OSError) -> None:
         """Report what cannot be read, once: it is tried again with every scan."""
         reason = f"{type(error).__name__}: {error}"
         if self._reported.get(path) != reason:
             self._reported[path] = reason
-            self._reporter.report("recovery_failed", logging.ERROR, file=str(path), reason=reason)
+            self._reporter.report("recovery_failed", file=str(path), reason=reason)
 
     def _lost(self, segment: Segment, records: int) -> None:
         self._counters.add("lost", records)
         reason = f"{records} records are no longer in it: it was cut, damaged or removed"
-        self._reporter.report(
-            "recovery_failed", logging.ERROR, file=str(segment.path), reason=reason
-        )
+        self._reporter.report("recovery_failed", file=str(segment.path), reason=reason)

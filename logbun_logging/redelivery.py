@@ -7,7 +7,6 @@ again. Only one pass runs at a time, whoever asks for it.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from logbun_logging.options import RetryOptions
 from logbun_logging.recovery import Recovery
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
+from logbun_logging.threads import Threads
+from logbun_logging.worker import WorkerThread
 
 __all__ = ["Redelivery"]
 
@@ -72,18 +73,17 @@ class Redelivery:
         self._stopping = stopping
         self._scan_soon = False
         self._scanning = False
-        self._thread: threading.Thread | None = None
+        self._worker: WorkerThread | None = None  # written by start alone
 
-    def start(self) -> None:
-        """Start the thread.
-
-        Raises:
-            RuntimeError: the interpreter is ending and starts no more threads.
-        """
+    def start(self, threads: Threads) -> None:
+        """Start the thread."""
         self._recovery.running = True
-        thread = threading.Thread(target=self._run, name="logbun-maintenance", daemon=True)
-        thread.start()
-        self._thread = thread
+        self._worker = threads.start("logbun-maintenance", self._run)
+
+    @property
+    def running(self) -> bool:
+        """There is a thread."""
+        return self._worker is not None and self._worker.alive
 
     def scan_soon(self) -> None:
         """Ask for a DLQ scan now: the database is back."""
@@ -111,8 +111,8 @@ class Redelivery:
         """End the thread; adopted folders that are not done are left to others."""
         self._stopping.set()
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout)
+        if self._worker is not None:
+            self._worker.join(timeout)
         self._recovery.close()
 
     def abandon(self) -> None:
@@ -131,6 +131,16 @@ class Redelivery:
             self._recovery.release()
             self._pass_lock.release()
         return True
+
+    def deliver_parked(self, deliver: Callable[[], None]) -> None:
+        """Read back what was parked, and deliver it, on this thread: there is no other.
+
+        Args:
+            deliver: delivers what is in memory.
+        """
+        with self._pass_lock:
+            self._recovery.read_parked(deliver)
+        deliver()
 
     def _run(self) -> None:
         next_scan = self._clock() + self._retry.first_scan
@@ -153,10 +163,10 @@ class Redelivery:
                         next_scan = now + self._retry.scan_interval
                         self._scan()
                 pause = _TICK
-            except Exception as error:  # the thread must outlive whatever a disk can do
+            except BaseException as error:  # whatever a disk or an adapter can do
                 pause = min(30.0, max(1.0, pause * 2))
                 reason = f"{type(error).__name__}: {error}"
-                self._reporter.report("maintenance_failed", logging.ERROR, reason=reason)
+                self._reporter.report("maintenance_failed", reason=reason)
             self._wake.wait(pause)
             self._wake.clear()
 

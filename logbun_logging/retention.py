@@ -11,7 +11,6 @@ The pipeline starts and stops it; :meth:`Retention.prune` is also ``trail.prune(
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -31,6 +30,8 @@ from logbun_logging.options import RetentionOptions
 from logbun_logging.reporting import Reporter
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import Databases, NoDatabaseError
+from logbun_logging.threads import Threads
+from logbun_logging.worker import WorkerThread
 
 __all__ = ["Retention"]
 
@@ -75,7 +76,7 @@ class Retention:
         self._reporter = reporter
         self._clock = clock
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._worker: WorkerThread | None = None  # written by start alone
         self._descriptor = -1
         self._scheduler = schedule.Scheduler()
         self._job = _CronJob(options.cron, clock, self._scheduler)
@@ -88,22 +89,16 @@ class Retention:
 
     # ── the schedule ──
 
-    def start(self) -> None:
-        """Start the thread, if there is something to prune.
-
-        Raises:
-            RuntimeError: the interpreter is ending and starts no more threads.
-        """
+    def start(self, threads: Threads) -> None:
+        """Start the thread, if there is something to prune."""
         if self.configured:
-            thread = threading.Thread(target=self._run, name="logbun-retention", daemon=True)
-            thread.start()
-            self._thread = thread
+            self._worker = threads.start("logbun-retention", self._run)
 
     def stop(self, timeout: float) -> None:
         """End the thread after the database that it prunes, or leave it behind after *timeout*."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(timeout)
+        if self._worker is not None:
+            self._worker.join(timeout)
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's lock, which stays the parent's."""
@@ -138,7 +133,7 @@ class Retention:
         due = self._job.last_time()
         try:
             settled = self._with_lock(lambda stamp: self._run_locked(stamp, due))
-        except Exception as error:  # the folder is gone, the disk is full: tried at the next time
+        except BaseException as error:  # the folder is gone, a driver exits: tried at the next time
             self._failed(None, error)
             return True
         return bool(settled)
@@ -150,9 +145,7 @@ class Retention:
         if self._stopping.is_set():
             return True  # without a stamp: the next start makes up for it
         self._write_stamp(due)
-        self._reporter.report(
-            "pruned", logging.INFO, rows=sum(report.values()), databases=len(report)
-        )
+        self._reporter.report("pruned", rows=sum(report.values()), databases=len(report))
         return True
 
     # ── one process of several ──
@@ -249,10 +242,10 @@ class Retention:
         days = self._options.tenants.get(tenant_id, self._options.days)
         return None, {} if days is None else {tenant_id: days}
 
-    def _failed(self, tenant_id: str | None, error: Exception) -> None:
+    def _failed(self, tenant_id: str | None, error: BaseException) -> None:
         self._counters.add("retention_failures")
         reason = f"{type(error).__name__}: {error}"
-        self._reporter.report("retention_failed", logging.ERROR, tenant_id=tenant_id, reason=reason)
+        self._reporter.report("retention_failed", tenant_id=tenant_id, reason=reason)
 
 
 class _CronJob(schedule.Job):

@@ -11,7 +11,12 @@ class Source(Protocol):
     """What carries entries from ``submit`` to ``buffer``: a queue and its listener."""
 
     def start(self) -> None:
-        """Start the listener."""
+        """Start the listener, unless it runs."""
+        ...
+
+    @property
+    def running(self) -> bool:
+        """The listener runs."""
         ...
 
     def hurry(self) -> None:

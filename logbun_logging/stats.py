@@ -43,6 +43,8 @@ COUNTERS: Final = {
     "pruned": "rows removed by retention",
     "retention_failures": "databases that a retention run could not prune",
     "bootstrap_failures": "failed attempts to open the database",
+    "threads_died": "threads of the pipeline that failed and were started again",
+    "reports_dropped": "reports that on_event and logging were too slow for",
 }
 
 
@@ -50,8 +52,8 @@ class Counters:
     """Named integers that any thread may add to."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._values = dict.fromkeys(COUNTERS, 0)
+        self._lock = threading.RLock()  # re-entrant: a signal handler may log
+        self._values = dict.fromkeys(COUNTERS, 0)  # written by any thread, under the lock
         self._examples: dict[str, str] = {}
 
     def add(self, name: str, amount: int = 1, *, example: str | None = None) -> None:

@@ -6,6 +6,7 @@ import threading
 
 from logbun_logging import AdapterUnavailableError
 from logbun_logging.query import AllTenants
+from logbun_logging.worker import WorkerThread
 
 
 class MemoryAdapter:
@@ -72,6 +73,13 @@ class SharedMemoryAdapter(MemoryAdapter):
         for tenant_id, events in batches:
             self.bulk_insert(tenant_id, events)
         return True
+
+
+def start_thread(name, run):
+    """Start a thread as a pipeline does, where there is none."""
+    worker = WorkerThread(name, run, lambda *_: None)
+    worker.start()
+    return worker
 
 
 def wait_until(condition, timeout=10.0):

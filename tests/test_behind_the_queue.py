@@ -181,10 +181,10 @@ def test_a_sentinel_ends_the_listener_and_nothing_behind_it_is_left(
     handler = put_together(kept, carried=make())
     log = make_logger(handler)
     log.info("one")
-    thread = handler.listener._thread
+    worker = handler.listener._worker
     handler.listener.enqueue_sentinel()
-    thread.join(10)
-    assert not thread.is_alive()
+    worker.join(10)
+    assert not worker.alive
     log.info("two")
     handler.listener.stop()
     assert [record.msg for record in kept.records] == ["one", "two"]
@@ -324,7 +324,7 @@ def test_another_listener_takes_over_or_is_refused(tmp_path, put_together, make_
     before = handler.listener
     kept = Kept()
     handler.listener = AuditQueueListener(handler.queue, before.batching, kept)
-    assert before._thread is None
+    assert before._worker is None
     log.info("two")
     handler.listener = handler.listener
     assert actions(handler) == ["one", "two"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import sqlite3
 import subprocess
@@ -10,12 +11,14 @@ import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from string import Formatter
 
 import msgspec
 import pytest
 
 from logbun_logging.adapters import SQLiteAdapter
 from logbun_logging.adapters.sql import time_text
+from logbun_logging.report_kinds import REPORTS
 from logbun_logging.stats import COUNTERS
 from logbun_logging.testing import samples
 
@@ -119,8 +122,23 @@ def test_every_counter_and_every_report_is_explained():
     reported = {
         name
         for source in sources
-        for call in re.findall(r"[_.]report\(([^,]*),", source)
+        for call in re.findall(r"[_.]report\(([^,)]*)[,)]", source)
         for name in re.findall(r'"(\w+)"', call)
     }
     assert len(reported) > 15
     assert reported | set(COUNTERS) <= explained
+    assert reported <= set(REPORTS), "each kind has a sentence in report_kinds"
+
+
+def test_the_table_of_reports_is_that_of_the_source():
+    text = (ROOT / "docs" / "operations.md").read_text()
+    table = text[text.index("| `on_event`, logger |") :].split("\n\n")[0]
+    documented = {}
+    for line in table.splitlines()[2:]:
+        names, levels, details = line.split(" | ")[:3]
+        for name in re.findall(r"`(\w+)`", names):
+            assert levels.upper() == logging.getLevelName(REPORTS[name].level), name
+            fields = {field for _, field, _, _ in Formatter().parse("".join(REPORTS[name][1:]))}
+            assert fields - {None} <= set(re.findall(r"`(\w+)`", details)), name
+            documented[name] = levels
+    assert documented.keys() == REPORTS.keys()

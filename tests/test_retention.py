@@ -27,6 +27,7 @@ from logbun_logging.retention import Retention, utc_clock
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import SingleDatabase
 from logbun_logging.tenants import TenantRegistry
+from logbun_logging.threads import Threads
 
 START = datetime(2026, 3, 31, 15, 0, tzinfo=UTC)
 _numbers = count()
@@ -80,17 +81,24 @@ class Process:
 
     def __init__(self, folder, clock, databases, **options):
         self.counters = Counters()
-        self.heard = []
+        self._heard = []
+        self.reporter = Reporter(
+            "ns", lambda name, details: self._heard.append((name, details)), self.counters
+        )
         self.retention = Retention(
             folder=folder,
             options=RetentionOptions(**options),
             databases=databases,
             counters=self.counters,
-            reporter=Reporter(
-                "ns", lambda name, details: self.heard.append((name, details)), self.counters
-            ),
+            reporter=self.reporter,
             clock=clock,
         )
+
+    @property
+    def heard(self):
+        """What has been reported until now."""
+        assert self.reporter.drain(20)
+        return self._heard
 
 
 @pytest.fixture
@@ -170,9 +178,10 @@ def test_a_dry_run_tells_what_would_go_and_removes_nothing(make, tmp_path):
 def test_without_days_nothing_is_pruned_and_nothing_started(make, tmp_path):
     process = make(days=None)
     assert process.retention.prune() == {}
-    process.retention.start()
+    threads = Threads(process.counters, process.reporter)
+    process.retention.start(threads)
     process.retention.stop(1)
-    assert process.retention._thread is None
+    assert threads._workers == []
     assert not (tmp_path / "ns").exists()
 
 

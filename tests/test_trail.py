@@ -512,9 +512,11 @@ def test_a_second_open_trail_of_a_namespace_is_reported(make_trail, tmp_path):
         "on_event": lambda *what: happened.append(what),
     }
     make_trail(**options).shutdown()
-    make_trail(**options)
+    second = make_trail(**options)
+    assert second.pipeline.reporter.drain(20)
     assert happened == []  # as dictConfig does it: the first has been closed
-    make_trail(**options)
+    third = make_trail(**options)
+    assert third.pipeline.reporter.drain(20)
     assert [name for name, _ in happened] == ["namespace_taken_over"]
 
 

@@ -24,7 +24,7 @@ from logbun_logging.wal import WalWriter, adopt_abandoned, read_segment, writer
 from logbun_logging.wal.codec import encode_line, read_records
 from logbun_logging.wal.commit import GroupCommit
 from logbun_logging.wal.segment import AppendFile
-from tests.fakes import wait_until
+from tests.fakes import start_thread, wait_until
 
 
 def entry(number, size=20):
@@ -192,6 +192,7 @@ def test_a_clean_end_leaves_nothing(make_wal, tmp_path):
 def test_appends_of_many_threads_while_segments_change_are_all_there(make_wal, tmp_path):
     wal = make_wal(segment_bytes=4096)
     entries = [[entry(n) for n in range(500)] for _ in range(4)]
+    wal.start(start_thread)
     wal.poke()
 
     def work(mine):
@@ -282,6 +283,7 @@ def test_concurrent_commits_share_syncs(make_wal, monkeypatch):
 
 def test_who_must_not_block_is_called_back(make_wal):
     wal = make_wal("always")
+    wal.start(start_thread)
     wal.poke()
     outcomes = []
     wal.append(entry(1))

@@ -34,6 +34,7 @@ from logbun_logging.wal.commit import GroupCommit
 from logbun_logging.wal.instance import InstanceFolder
 from logbun_logging.wal.rescue import copy_entries, move_entries
 from logbun_logging.wal.segment import AppendFile, Segment
+from logbun_logging.worker import WorkerThread
 
 __all__ = ["WalRemovedError", "WalWriter"]
 
@@ -118,7 +119,7 @@ class WalWriter:
         self._wake = Wakeup()
         self._closed = False
         self._ended = False
-        self._keeper: threading.Thread | None = None
+        self._keeper: WorkerThread | None = None  # written by start alone
         self._group = GroupCommit(self._sync_for_group, self._wake.ring)
 
     # ── the application's threads ──
@@ -190,15 +191,13 @@ class WalWriter:
         """The folder that this process holds."""
         return self._instance.path
 
+    def start(self, start_thread: Callable[[str, Callable[[], None]], WorkerThread]) -> None:
+        """Start the keeper's thread."""
+        self._keeper = start_thread("logbun-wal", self._keep)
+
     def poke(self) -> None:
         """Tell the keeper that there is work: called by the listener, never by the application."""
         self._wake.ring()
-        if self._keeper is None and not self._closed:
-            with self._keep_lock, suppress(RuntimeError):  # no new threads at interpreter exit
-                if self._keeper is None:
-                    keeper = threading.Thread(target=self._keep, name="logbun-wal", daemon=True)
-                    keeper.start()
-                    self._keeper = keeper
 
     def acknowledge(self, entries: Iterable[Entry]) -> None:
         """Let go of *entries*: they are in the database or the DLQ."""
@@ -338,9 +337,8 @@ class WalWriter:
         with self._keep_lock:
             self._closed = True
         self._wake.ring()
-        keeper = self._keeper
-        if keeper is not None and keeper is not threading.current_thread():
-            keeper.join(timeout=5.0)
+        if self._keeper is not None:
+            self._keeper.join(timeout=5.0)
         with self._keep_lock:
             self.tidy()
             if self._fsync != "never" and not self._sync():
