@@ -346,14 +346,13 @@ class Flusher:
         waiting = {id(entries): (lane, entries) for lane, entries in self._buffers.overfull()}
         try:
             for together in packed([*waiting.values()]):
-                if drop:
-                    for lane, entries in together:
-                        self._buffers.settle(lane, entries, {"dropped": len(entries)}, free=False)
-                else:
+                if not drop:
                     self._spill(together)
                     wrote = True
-                for _, entries in together:
+                fate = "dropped" if drop else "spilled"
+                for lane, entries in together:
                     del waiting[id(entries)]
+                    self._buffers.settle(lane, entries, {fate: len(entries)}, free=False)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             self._reporter.report("spill_failed", reason=reason)
@@ -366,9 +365,8 @@ class Flusher:
         batches = [(lane.tenant_id, [e.payload for e in entries]) for lane, entries in together]
         name = self._dlq.put_together(batches, "spilled: queue full")
         self.spilled = True  # before it is settled: flush looks at both
-        for lane, entries in together:
+        for _, entries in together:
             self._wal.acknowledge(entries)
-            self._buffers.settle(lane, entries, {"spilled": len(entries)}, free=False)
         events = sum(len(payloads) for _, payloads in batches)
         self._reporter.report("spilled", **_whose(batches), events=events, file=name)
 
