@@ -6,15 +6,18 @@ import os
 import sqlite3
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import count
 
 import pytest
 
-from logbun_logging.adapters import SQLiteAdapter
+from logbun_logging.adapters import SQLiteAdapter, sqlite
 from logbun_logging.adapters.forking import ForkGate
+from logbun_logging.errors import AdapterUnavailableError
 from logbun_logging.event import AuditEvent
 from logbun_logging.query import Filters, Pagination
+from tests.contract.test_sqlite import Holder
+from tests.fakes import wait_until
 
 #: CPython 3.12 and newer warn of what these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -172,3 +175,80 @@ def test_calls_wait_while_a_fork_is_under_way():
     gate._after()
     assert through.wait(10)
     thread.join()
+
+
+def test_a_fork_does_not_wait_for_an_insert_that_waits_for_another_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite._gate, "_patience", 120)  # or it would fork with the file open
+    adapter = SQLiteAdapter(tmp_path / "a.db", busy_timeout=30)
+    adapter.init()
+
+    def child():
+        adapter.after_fork()
+        adapter.init()
+        adapter.bulk_insert("child", events("child", 2))
+
+    with Holder(tmp_path / "a.db") as holder:
+        thread = threading.Thread(target=adapter.bulk_insert, args=("parent", events("parent", 3)))
+        thread.start()
+        assert wait_until(lambda: sqlite._gate._calls)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                child()
+                status = 0
+            finally:
+                os._exit(status)
+        assert thread.is_alive(), "the fork has waited for the insert"
+        holder.let_go()
+    thread.join(30)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    adapter.bulk_insert("parent", events("parent", 1))
+    adapter.close()
+    assert rows(tmp_path / "a.db") == {"parent": 4, "child": 2}
+
+
+def hang_in(enter):
+    """Run a call on a thread that does not come back until the event that is returned is set."""
+    release, inside = threading.Event(), threading.Event()
+
+    def hang():
+        with enter():
+            inside.set()
+            release.wait(60)
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    assert inside.wait(10)
+    return release, thread
+
+
+@pytest.mark.parametrize("use", ["reading", "writing"])
+def test_a_child_does_not_open_a_file_that_was_carried_over_open(tmp_path, monkeypatch, use):
+    monkeypatch.setattr(sqlite._gate, "_patience", 0.05)
+    adapter = SQLiteAdapter(tmp_path / "a.db")
+    adapter.init()
+    adapter.bulk_insert("parent", events("parent", 1))
+
+    @contextmanager
+    def hung():
+        with sqlite._gate.call(), getattr(adapter._connections, use)():
+            yield
+
+    release, thread = hang_in(hung)
+
+    def child():
+        adapter.after_fork()
+        again = SQLiteAdapter(tmp_path / "a.db")
+        for found in (adapter, again):
+            with pytest.raises(AdapterUnavailableError, match="was open when this process was"):
+                found.init()
+            with pytest.raises(AdapterUnavailableError, match="was open when this process was"):
+                found.query("parent", Filters(), Pagination(limit=1))
+
+    assert in_a_child(child) == 0
+    release.set()
+    thread.join(30)
+    adapter.bulk_insert("parent", events("parent", 1))
+    adapter.close()
+    assert rows(tmp_path / "a.db") == {"parent": 2}

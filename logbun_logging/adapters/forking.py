@@ -19,11 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
+from logbun_logging.forks import register
+
 __all__ = ["ForkGate", "Suspendable"]
 
 #: How long a fork waits for calls under way, in seconds. One that takes longer hangs, and the fork
-#: must not: its connection goes over to the child then.
-_PATIENCE: Final = 10.0
+#: must not: its connection goes over to the child then, and the child opens that database no more.
+#: A call that waits for somebody else's lock leaves the gate now and then, and is not waited for.
+_PATIENCE: Final = 2.0
 
 
 class Suspendable(Protocol):
@@ -45,9 +48,8 @@ class ForkGate:
         self._patience = patience
         self._members: weakref.WeakSet[Suspendable] = weakref.WeakSet()
         self._open_again()
-        os.register_at_fork(
-            before=self._before, after_in_parent=self._after, after_in_child=self._open_again
-        )
+        os.register_at_fork(before=self._before, after_in_parent=self._after)
+        register(self._open_again)
 
     def add(self, member: Suspendable) -> None:
         """See to it that *member* is suspended before a fork."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from logbun_logging.adapters import sql, sql_prune
 from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport
@@ -33,6 +34,9 @@ from logbun_logging.query import Filters, Pagination, TenantScope
 __all__ = ["SQLiteAdapter"]
 
 _gate = ForkGate()
+
+#: How long SQLite itself waits for another process that writes, in seconds: so long a fork waits.
+_BUSY_STEP: Final = 0.1
 
 T = TypeVar("T")
 
@@ -60,7 +64,7 @@ class SQLiteAdapter:
             raise ConfigurationError("adapter.busy_timeout", busy_timeout, "a number of seconds")
         self.path = Path(path).expanduser().absolute()
         self.busy_timeout = busy_timeout
-        self._connections = Connections(self.path, busy_timeout)
+        self._connections = Connections(self.path, min(busy_timeout, _BUSY_STEP))
         _gate.add(self._connections)
 
     def __repr__(self) -> str:
@@ -72,8 +76,7 @@ class SQLiteAdapter:
 
     def init(self) -> None:
         """Open the file, create or migrate the table and its indexes."""
-        with self._errors():
-            self._connections.open()
+        self._patiently(self._connections.open)
 
     def bulk_insert(self, tenant_id: str | None, events: Sequence[AuditEvent]) -> bool:
         """Store the events of one tenant in one transaction."""
@@ -167,7 +170,8 @@ class SQLiteAdapter:
         A file that was cut off and a table that was dropped are made anew for the next call; this
         one fails, so that somebody hears of it.
         """
-        with self._errors():
+
+        def attempt() -> T:
             try:
                 with lend() as connection:
                     return work(connection)
@@ -177,6 +181,22 @@ class SQLiteAdapter:
                 self._connections.reopen()
                 text = f"{self!r}: {error}: file and table were opened anew, or made if missing"
                 raise AdapterUnavailableError(text) from error
+
+        return self._patiently(attempt)
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        """Try until others let go of the file, up to ``busy_timeout``.
+
+        Between the attempts the process may fork.
+        """
+        deadline = time.monotonic() + self.busy_timeout
+        while True:
+            try:
+                with self._errors():
+                    return attempt()
+            except BusyError:
+                if time.monotonic() >= deadline:
+                    raise
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -114,7 +114,14 @@ class Connections:
             self._open()
 
     def after_fork(self) -> None:
-        """Forget, in a forked child, the parent's connections without closing them."""
+        """Forget, in a forked child, the parent's connections without closing them.
+
+        A file that was open at the fork is opened no more: SQLite would believe that it still has
+        the parent's locks on it.
+        """
+        if self._writer or self._idle or self._reading or self._write_lock.locked():
+            with suppress(FileNotFoundError):
+                _carried_over.add(_identity(self._path))
         keep_inherited((self._writer, self._idle))
         self._reset()
 
@@ -228,6 +235,11 @@ class Connections:
 
     def _connect(self, cache: int) -> _Connection:
         identity = _identity(self._path)
+        if identity in _carried_over:
+            raise AdapterUnavailableError(
+                f"{self._path} was open when this process was forked, by a call that hung or "
+                "without Python's at-fork hooks: only another process can open it safely"
+            )
         connection = sqlite3.connect(
             f"{self._path.as_uri()}?mode=rw",  # who reads makes no file
             uri=True,
@@ -289,6 +301,9 @@ def _use_wal(connection: sqlite3.Connection, timeout: float) -> None:
         else:
             return
 
+
+#: Files that a fork has carried over while they were open; written in a child that has one thread.
+_carried_over: Final[set[_Identity]] = set()
 
 #: Those of this process that have a writer open.
 _writers: weakref.WeakSet[Connections] = weakref.WeakSet()
