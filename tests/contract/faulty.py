@@ -98,7 +98,7 @@ class SaysNothingOfARefusedRow(MemoryAdapter):
         return super().bulk_insert_many([(t, [e for e in b if e.action]) for t, b in batches])
 
 
-@fault("test_a_refused_row_costs_no_other_event_of_a_trail")
+@fault("test_of_a_batch_with_a_refused_row_nothing_is_stored")
 class TakesARefusedRowForAnOutage(MemoryAdapter):
     def bulk_insert_many(self, batches):
         try:
