@@ -1122,11 +1122,13 @@ def test_a_single_database_says_why_an_adapter_refuses(tmp_path):
 
 
 def test_a_single_database_is_opened_anew_after_a_fork(tmp_path):
-    database = SingleDatabase(SQLiteAdapter(tmp_path / "a.db"))
+    adapter = SQLiteAdapter(tmp_path / "a.db")
+    database = SingleDatabase(adapter)
     with database.lease("t1"):
         pass
     for _ in range(3):
         database.breaker(None).failed()
+    adapter._connections.suspend()  # as before a fork
     database.after_fork()  # as if this were the child
     assert database.healthy()
     assert database.figures() == {"open": 0, "down": 0}
