@@ -37,7 +37,8 @@ from logbun_logging.event import AuditEvent
 from logbun_logging.formatting import AuditFormatter
 from logbun_logging.handlers import AuditQueueListener, BatchingAuditHandler
 from logbun_logging.logger import AuditFields, AuditLogger, get_audit_logger
-from logbun_logging.query import ALL_TENANTS, Page
+from logbun_logging.query import ALL_TENANTS, Page, QueryFilters
+from logbun_logging.reader import TenantReader
 from logbun_logging.record import AuditRecord
 from logbun_logging.signals import shutdown_on_signals
 from logbun_logging.trail import AuditTrail, get_trail
@@ -65,7 +66,9 @@ __all__ = [
     "Page",
     "PruneError",
     "QueryError",
+    "QueryFilters",
     "RejectedEventsError",
+    "TenantReader",
     "TenantRequiredError",
     "audit_context",
     "bind_audit_context",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypedDict, Unpack, get_args
 
 import msgspec
 
@@ -24,6 +24,7 @@ __all__ = [
     "Filters",
     "Page",
     "Pagination",
+    "QueryFilters",
     "TenantScope",
     "decode_cursor",
     "encode_cursor",
@@ -54,6 +55,36 @@ TenantScope: TypeAlias = str | AllTenants | None
 Cursor: TypeAlias = tuple[str, str]
 
 EqualityField = Literal["actor_id", "entity_type", "entity_id", "outcome", "request_id"]
+_EQUALITY_FIELDS: Final[tuple[EqualityField, ...]] = get_args(EqualityField)
+
+
+class QueryFilters(TypedDict, total=False):
+    """What the events of a query must match, every part of it; for wrappers of one's own, too.
+
+    ::
+
+        def query(**filters: Unpack[QueryFilters]) -> Page:
+            return reader.query(**filters)
+
+    Attributes:
+        action: an action, several, or prefixes like ``"course.*"``; at most 100.
+        actor_id: who did it.
+        entity_type: the kind of thing.
+        entity_id: the thing.
+        outcome: how it ended.
+        request_id: the request or trace.
+        start_date: not before; ISO 8601 or datetime, UTC where it names no offset.
+        end_date: not after.
+    """
+
+    action: str | Iterable[str] | None
+    actor_id: str | None
+    entity_type: str | None
+    entity_id: str | None
+    outcome: str | None
+    request_id: str | None
+    start_date: str | datetime | None
+    end_date: str | datetime | None
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,56 +129,62 @@ class Page(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
-def make_filters(
-    *,
-    action: str | Iterable[str] | None = None,
-    start_date: str | datetime | None = None,
-    end_date: str | datetime | None = None,
-    **equal: str | None,
-) -> Filters:
+def make_filters(**asked: Unpack[QueryFilters]) -> Filters:
     """Normalise what a caller asks for.
 
     Raises:
         QueryError: a date cannot be read, an action has a ``*`` before its end, there are more
             than 100 of them, or a value has the wrong type.
+        TypeError: there is no filter of that name.
     """
-    exact: list[str] = []
-    prefixes: list[str] = []
-    if action is not None:
-        if not isinstance(action, Iterable):
-            allowed = "one or more strings, e.g. 'course.*'"
-            raise QueryError(f"action={shown(action)}: allowed are {allowed}")
-        for number, item in enumerate([action] if isinstance(action, str) else action):
-            if number == MAX_ACTIONS:
-                raise QueryError(f"action: allowed are at most {MAX_ACTIONS} actions and prefixes")
-            if not isinstance(item, str):
-                raise QueryError(f"action={shown(item)}: allowed are strings, e.g. 'course.*'")
-            text = clean_text(plain_text(item))
-            if "*" in text[:-1]:
-                allowed = "whole actions, or a prefix with one '*' at its end, e.g. 'course.*'"
-                raise QueryError(f"action={shown(item)}: allowed are {allowed}")
-            if text.endswith("*"):
-                prefixes.append(text[:-1])
-            else:
-                exact.append(text)
-        if not exact and not prefixes:
-            raise QueryError("action=[]: allowed are one or more actions, or None for any")
-        if "" in prefixes:
-            exact, prefixes = [], []
-    pairs: list[tuple[Any, str]] = []
-    for name, value in equal.items():
+    for name in asked.keys() - QueryFilters.__annotations__.keys():
+        allowed = ", ".join(QueryFilters.__annotations__)
+        raise TypeError(f"a query has no argument {name!r}; its filters are {allowed}")
+    exact, prefixes = _actions(asked.get("action"))
+    pairs: list[tuple[EqualityField, str]] = []
+    for field in _EQUALITY_FIELDS:
+        value = asked.get(field)
         if value is None:
             continue
         if not isinstance(value, str):
-            raise QueryError(f"{name}={shown(value)}: allowed is a string")
-        pairs.append((name, clean_text(plain_text(value))))
+            raise QueryError(f"{field}={shown(value)}: allowed is a string")
+        pairs.append((field, clean_text(plain_text(value))))
     return Filters(
-        actions=tuple(dict.fromkeys(exact)),
-        action_prefixes=tuple(dict.fromkeys(prefixes)),
+        actions=exact,
+        action_prefixes=prefixes,
         equal=tuple(pairs),
-        start=utc_text("start_date", start_date),
-        end=utc_text("end_date", end_date),
+        start=utc_text("start_date", asked.get("start_date")),
+        end=utc_text("end_date", asked.get("end_date")),
     )
+
+
+def _actions(action: str | Iterable[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the exact actions and the prefixes among *action*, none of either for any action."""
+    if action is None:
+        return (), ()
+    if not isinstance(action, Iterable):
+        allowed = "one or more strings, e.g. 'course.*'"
+        raise QueryError(f"action={shown(action)}: allowed are {allowed}")
+    exact: list[str] = []
+    prefixes: list[str] = []
+    for number, item in enumerate([action] if isinstance(action, str) else action):
+        if number == MAX_ACTIONS:
+            raise QueryError(f"action: allowed are at most {MAX_ACTIONS} actions and prefixes")
+        if not isinstance(item, str):
+            raise QueryError(f"action={shown(item)}: allowed are strings, e.g. 'course.*'")
+        text = clean_text(plain_text(item))
+        if "*" in text[:-1]:
+            allowed = "whole actions, or a prefix with one '*' at its end, e.g. 'course.*'"
+            raise QueryError(f"action={shown(item)}: allowed are {allowed}")
+        if text.endswith("*"):
+            prefixes.append(text[:-1])
+        else:
+            exact.append(text)
+    if not exact and not prefixes:
+        raise QueryError("action=[]: allowed are one or more actions, or None for any")
+    if "" in prefixes:
+        return (), ()
+    return tuple(dict.fromkeys(exact)), tuple(dict.fromkeys(prefixes))
 
 
 def clamp_limit(limit: int) -> int:

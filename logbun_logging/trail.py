@@ -10,11 +10,10 @@ from __future__ import annotations
 import atexit
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from logbun_logging import forks
 from logbun_logging.adapters.base import PruneReport
@@ -36,12 +35,10 @@ from logbun_logging.query import (
     Filters,
     Page,
     Pagination,
+    QueryFilters,
     TenantScope,
-    clamp_limit,
-    decode_cursor,
-    encode_cursor,
-    make_filters,
 )
+from logbun_logging.reader import Reader, TenantReader, in_thread
 from logbun_logging.tenancy import NoDatabaseError
 from logbun_logging.values import clean_tenant_id, plain_text
 
@@ -49,8 +46,6 @@ if TYPE_CHECKING:
     from logbun_logging.handlers import AuditQueueHandler
 
 __all__ = ["AuditTrail", "get_trail", "running_trails"]
-
-T = TypeVar("T")
 
 _trails: dict[str, AuditTrail] = {}
 # The last one of each namespace, for what still comes to it. Both under the lock.
@@ -87,12 +82,6 @@ def get_trail(namespace: str) -> AuditTrail:
 def running_trails() -> list[AuditTrail]:
     """Return the trails of this process that have not been shut down."""
     return list(_trails.values())
-
-
-async def _in_thread(call: Callable[..., T], /, *args: Any, **keywords: Any) -> T:
-    import asyncio  # noqa: PLC0415 - who is here has imported it; others need not pay for it
-
-    return await asyncio.to_thread(call, *args, **keywords)
 
 
 class AuditTrail:
@@ -233,32 +222,19 @@ class AuditTrail:
         self,
         *,
         tenant_id: TenantScope = None,
-        action: str | Iterable[str] | None = None,
-        actor_id: str | None = None,
-        entity_type: str | None = None,
-        entity_id: str | None = None,
-        outcome: str | None = None,
-        request_id: str | None = None,
-        start_date: str | datetime | None = None,
-        end_date: str | datetime | None = None,
         limit: int = 50,
         cursor: str | None = None,
+        **filters: Unpack[QueryFilters],
     ) -> Page:
         """Return one page of events, newest first.
 
         Args:
             tenant_id: whose events; None for those of no tenant, and only those. An empty text is
                 an error. For every tenant's, pass :data:`~logbun_logging.ALL_TENANTS`.
-            action: an action, several, or prefixes like ``"course.*"``.
-            actor_id: who did it.
-            entity_type: the kind of thing.
-            entity_id: the thing.
-            outcome: how it ended.
-            request_id: the request or trace.
-            start_date: not before; ISO 8601 or datetime, UTC where it names no offset.
-            end_date: not after.
             limit: events in the page, clamped to 1…1000.
             cursor: ``next_cursor`` of the page before.
+            **filters: what the events must match, all of it; see
+                :class:`~logbun_logging.QueryFilters`.
 
         After :meth:`shutdown` the database is opened for the one query, and closed again.
 
@@ -267,52 +243,56 @@ class AuditTrail:
             TenantRequiredError: ``require_tenant_id`` is on, and there is no tenant.
             NotReadyError: the database cannot be reached.
         """
-        filters = make_filters(
-            action=action,
-            start_date=start_date,
-            end_date=end_date,
-            actor_id=actor_id,
-            entity_type=entity_type,
-            entity_id=entity_id,
-            outcome=outcome,
-            request_id=request_id,
-        )
-        size = clamp_limit(limit)
-        found = self._fetch(
-            self._scope(tenant_id), filters, Pagination(limit=size + 1, after=decode_cursor(cursor))
-        )
-        more = len(found) > size
-        return Page(found[:size], encode_cursor(found[size - 1]) if more else None)
+        return self._reader(tenant_id).query(limit=limit, cursor=cursor, **filters)
 
     def iter(
-        self, *, tenant_id: TenantScope = None, limit: int = 500, **filters: Any
+        self,
+        *,
+        tenant_id: TenantScope = None,
+        limit: int = 500,
+        cursor: str | None = None,
+        **filters: Unpack[QueryFilters],
     ) -> Iterator[AuditEvent]:
         """Yield every matching event, newest first, reading *limit* at a time.
 
-        Takes the arguments of :meth:`query`; what arrives meanwhile is newer and not among it.
+        Takes the arguments of :meth:`query`. An event that is stored meanwhile is among them only
+        if its place has not been read yet. New events are not; one that comes late, from the
+        dead-letter queue for example, may be.
         """
-        cursor = filters.pop("cursor", None)
-        while True:
-            page = self.query(tenant_id=tenant_id, limit=limit, cursor=cursor, **filters)
-            yield from page.logs
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return self._reader(tenant_id).iter(limit=limit, cursor=cursor, **filters)
 
-    async def aquery(self, **arguments: Any) -> Page:
+    async def aquery(
+        self,
+        *,
+        tenant_id: TenantScope = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        **filters: Unpack[QueryFilters],
+    ) -> Page:
         """Do what :meth:`query` does without blocking the event loop."""
-        return await _in_thread(self.query, **arguments)
+        return await self._reader(tenant_id).aquery(limit=limit, cursor=cursor, **filters)
 
-    async def aiter(self, *, limit: int = 500, **arguments: Any) -> AsyncIterator[AuditEvent]:
+    def aiter(
+        self,
+        *,
+        tenant_id: TenantScope = None,
+        limit: int = 500,
+        cursor: str | None = None,
+        **filters: Unpack[QueryFilters],
+    ) -> AsyncIterator[AuditEvent]:
         """Do what :meth:`iter` does without blocking the event loop."""
-        cursor = arguments.pop("cursor", None)
-        while True:
-            page = await self.aquery(limit=limit, cursor=cursor, **arguments)
-            for event in page.logs:
-                yield event
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return self._reader(tenant_id).aiter(limit=limit, cursor=cursor, **filters)
+
+    def for_tenant(self, tenant_id: str) -> TenantReader:
+        """Return a reader that sees one tenant only, to hand to that tenant's views.
+
+        Raises:
+            QueryError: *tenant_id* is not the id of one tenant: it is empty, None or ALL_TENANTS.
+        """
+        return TenantReader(self._fetch, tenant_id)
+
+    def _reader(self, tenant_id: TenantScope) -> Reader:
+        return Reader(self._fetch, self._scope(tenant_id))
 
     def _scope(self, tenant_id: TenantScope) -> TenantScope:
         if isinstance(tenant_id, str) and tenant_id:
@@ -455,19 +435,19 @@ class AuditTrail:
 
     async def aprune(self, *, dry_run: bool = False) -> PruneReport:
         """Do what :meth:`prune` does without blocking the event loop."""
-        return await _in_thread(self.prune, dry_run=dry_run)
+        return await in_thread(self.prune, dry_run=dry_run)
 
     async def aready(self, timeout: float = 10.0) -> bool:  # noqa: ASYNC109 - as its twin
         """Do what :meth:`ready` does without blocking the event loop."""
-        return await _in_thread(self.ready, timeout)
+        return await in_thread(self.ready, timeout)
 
     async def aflush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as its twin
         """Do what :meth:`flush` does without blocking the event loop."""
-        return await _in_thread(self.flush, timeout)
+        return await in_thread(self.flush, timeout)
 
     async def ashutdown(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as its twin
         """Do what :meth:`shutdown` does without blocking the event loop."""
-        return await _in_thread(self.shutdown, timeout)
+        return await in_thread(self.shutdown, timeout)
 
     def stats(self) -> dict[str, Any]:
         """Return counters and gauges as they are now; cheap enough for a metrics scrape.

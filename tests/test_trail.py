@@ -7,6 +7,9 @@ import gc
 import itertools
 import logging
 import random
+import re
+import subprocess
+import sys
 import threading
 import weakref
 from datetime import UTC, datetime, timedelta
@@ -236,6 +239,71 @@ def test_a_tenant_can_be_required(make_trail, make_logger):
     with pytest.raises(TenantRequiredError, match="tenant_id=ALL_TENANTS"):
         trail.query(tenant_id=logbun_logging.ALL_TENANTS)
     assert len(trail.query(tenant_id="t").logs) == 1
+
+
+def test_a_tenant_s_reader_finds_what_the_tenant_s_queries_find(filled):
+    trail, events = filled
+    reader = trail.for_tenant("t")
+    wanted = [event for event in events if event.tenant_id == "t"]
+    page = reader.query(limit=7, action="course.*")
+    assert page == trail.query(tenant_id="t", limit=7, action="course.*")
+    assert list(reader.iter(limit=30)) == wanted
+    rest = list(reader.iter(cursor=page.next_cursor, action="course.*"))
+    assert page.logs + rest == [event for event in wanted if event.action.startswith("course.")]
+
+    async def main():
+        every = [event async for event in reader.aiter(limit=30, cursor=None, actor_id="u1")]
+        return await reader.aquery(limit=3), every
+
+    page, every = asyncio.run(main())
+    assert page.logs == wanted[:3]
+    assert every == [event for event in wanted if event.actor_id == "u1"]
+
+
+def test_a_tenant_s_reader_has_no_way_to_anything_else(filled):
+    trail, events = filled
+    reader = trail.for_tenant("other")
+    public = [name for name in dir(reader) if not name.startswith("_")]
+    assert public == ["aiter", "aquery", "iter", "query", "tenant_id"]
+    for scope in ("t", None, ALL_TENANTS):
+        with pytest.raises(TypeError, match="tenant_id"):
+            reader.query(tenant_id=scope)
+        with pytest.raises(TypeError, match="tenant_id"):
+            list(reader.iter(tenant_id=scope))
+    with pytest.raises(AttributeError):
+        reader.tenant_id = "t"
+    with pytest.raises(AttributeError):
+        reader.more = "t"
+    # Cursors of others say where to go on, not whose events.
+    for scope in ("t", None, ALL_TENANTS):
+        cursor = trail.query(tenant_id=scope, limit=5).next_cursor
+        found = list(reader.iter(cursor=cursor))
+        assert found
+        assert all(event in events and event.tenant_id == "other" for event in found)
+    assert (reader.tenant_id, repr(reader)) == ("other", "TenantReader(tenant_id='other')")
+
+
+@pytest.mark.parametrize("required", [False, True])
+@pytest.mark.parametrize("tenant", ["", None, ALL_TENANTS, 7, b"t", ["t"]])
+def test_a_reader_is_of_one_tenant(make_trail, tenant, required):
+    trail = make_trail(require_tenant_id=required)
+    with pytest.raises(QueryError, match=r"tenant_id=.*: allowed is the id of one tenant"):
+        trail.for_tenant(tenant)
+
+
+def test_a_tenant_s_reader_finds_an_id_that_had_to_be_cleaned(make_trail, make_logger):
+    trail = make_trail()
+    AuditLogger(make_logger(trail.handler)).fire("a", tenant_id="t\ud800")
+    assert trail.flush(20)
+    reader = trail.for_tenant("t\ud800")
+    (event,) = reader.query().logs
+    assert reader.tenant_id == event.tenant_id != "t\ud800"
+
+
+def test_a_filter_that_does_not_exist_is_refused(filled):
+    for name in ("actor", "start", "id; DROP TABLE audit_logs"):
+        with pytest.raises(TypeError, match=f"no argument '{name}'; its filters are action, "):
+            filled[0].query(**{name: "u1"})
 
 
 def test_an_older_table_is_brought_up_to_date(tmp_path, make_trail):
@@ -556,3 +624,32 @@ def test_a_trail_that_has_been_shut_down_is_kept_only_while_events_wait_in_it(tm
     gc.collect()
     assert [event.action for event in adapter.events.values()] == ["late"]
     assert kept[1]() is None
+
+
+READER_CALLS = """
+from typing import Unpack
+from logbun_logging import Page, QueryFilters, TenantReader, get_trail
+reader: TenantReader = get_trail("app").for_tenant("t1")
+def search(**filters: Unpack[QueryFilters]) -> Page:
+    return reader.query(limit=5, cursor=None, **filters)
+async def actions() -> list[str]:
+    return [event.action async for event in reader.aiter(action=["a", "b.*"])]
+"""
+
+
+def test_the_type_checker_finds_what_a_reader_does_not_have(tmp_path):
+    wrong = {
+        'reader.query(tenant_id="t2")': "call-arg",
+        'search(actor="u")': "call-arg",
+        'get_trail("app").query(actor="u")': "call-arg",
+        'get_trail("app").for_tenant(None)': "arg-type",
+        "reader.pipeline": "attr-defined",
+    }
+    sample = tmp_path / "sample.py"
+    sample.write_text(READER_CALLS + "\n".join(wrong) + "\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(sample)]
+    out = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    first = READER_CALLS.count("\n") + 1
+    for number, code in enumerate(wrong.values(), first):
+        assert re.search(rf"sample.py:{number}: error: .*\[{code}\]", out), out
+    assert out.count(": error: ") == len(wrong), out
