@@ -409,14 +409,13 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         if record.name == LOGGER_NAME:
             return  # our own reports, if somebody audits the root logger
         notice_fork()
-        take = self._take_record
-        if take is None:
+        if self._take_record is None:
             if self.trail.pipeline.closing:
                 self.trail.reopened()
             self.trail.pipeline.start()  # also what could not be started before
-            take = self._intake.record if self._intake is not None else None
-        if take is not None:
-            take(record)
+        intake = self._intake
+        if intake is not None:
+            intake.record(record)
         else:
             _submit_to_open(self.trail, record)
 
@@ -430,10 +429,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
     # ── a pipeline's source ──
 
     def start(self) -> None:
-        """Start the listener, and take records over.
-
-        Without a thread for the listener each call comes here first, and tries again.
-        """
+        """Start the listener, and take records over."""
         listener, trail = self._listener, self._trail
         if listener is None or trail is None:
             return
@@ -441,7 +437,7 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             self._intake = self._make_intake(listener, trail)
         listener.start()
         if not listener.running:
-            return
+            return  # each call comes here first then, and tries again
         self._take_record = self._intake.record
         # A subclass that handles or emits in its own way wants to see the record.
         if self._emits_itself and type(self).handle is AuditQueueHandler.handle:

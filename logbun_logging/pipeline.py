@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from logbun_logging import forks
 from logbun_logging.adapters.factory import create_adapter
@@ -34,14 +34,14 @@ from logbun_logging.places import Places
 from logbun_logging.recovery import Recovery
 from logbun_logging.redelivery import Redelivery
 from logbun_logging.reporting import Reporter
-from logbun_logging.source import Source
+from logbun_logging.source import GONE, KEPT, QUEUE, QUEUE_UNSAFE, Source, Submission
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import Databases, SingleDatabase
 from logbun_logging.tenants import TenantRegistry
 from logbun_logging.threads import Threads
 from logbun_logging.wal import WalWriter
 
-__all__ = ["Pipeline", "Submission"]
+__all__ = ["Pipeline"]
 
 #: Flush workers, where the batches of all tenants cannot go in one insert.
 _WORKERS: Final = 64
@@ -75,24 +75,6 @@ _LISTENER_WAIT: Final = 1.0
 _REPORT_WAIT: Final = 1.0
 
 _live: weakref.WeakSet[Pipeline] = weakref.WeakSet()
-
-
-class Submission(NamedTuple):
-    """What has become of a call.
-
-    Attributes:
-        queue: the caller has to put the entry into the queue.
-        safe: the event is where the mode promises to keep it.
-    """
-
-    queue: bool
-    safe: bool
-
-
-QUEUE: Final = Submission(queue=True, safe=True)
-QUEUE_UNSAFE: Final = Submission(queue=True, safe=False)
-KEPT: Final = Submission(queue=False, safe=True)
-GONE: Final = Submission(queue=False, safe=False)
 
 
 class Pipeline:
@@ -321,8 +303,7 @@ class Pipeline:
                 return
             if self.started:
                 self.threads.tend()
-                for source in self.sources:
-                    source.start()
+                self._start_sources()
                 return
             if self.durable:
                 self.wal.open()
@@ -335,8 +316,7 @@ class Pipeline:
         self.retention.start(self.threads)
         if self.durable:
             self.wal.start(self.threads.start)
-        for source in self.sources:
-            source.start()
+        self._start_sources()
         # The workers come last: when they run, so does everything that they rely on.
         self.flusher.start(self.threads, 1 if self.databases.shared else _WORKERS)
 
@@ -354,6 +334,19 @@ class Pipeline:
                 self.sources.append(source)
             if self.started and not self.closing:
                 source.start()
+
+    def _start_sources(self) -> None:
+        with self._lifecycle:
+            if not self.closing:
+                for source in self.sources:
+                    source.start()
+
+    def _carry_over(self) -> None:
+        """Do here what a listener without a thread would do."""
+        for source in self.sources:
+            if not source.running:
+                source.stop(0.0)
+        self._start_sources()
 
     def _hurry(self) -> None:
         for source in self.sources:
@@ -373,6 +366,7 @@ class Pipeline:
         if not running:
             return self._deliver_here()
         deadline = time.monotonic() + timeout
+        self._carry_over()
         self._hurry()
         while True:
             # Before, because what comes back while we look is in the buffers when we flush them.
@@ -381,6 +375,8 @@ class Pipeline:
             delivered = self.buffers.flush(deadline)
             more = self._more_to_come() or more
             if not delivered or not more or time.monotonic() >= deadline:
+                break
+            if not self.redelivery.running:  # the thread that does it could not be started yet
                 break
             self.redelivery.nudge()
             self._finished.wait(_LOOK)
@@ -398,9 +394,7 @@ class Pipeline:
             if not self.opened.is_set():
                 self._open_database()
             self.redelivery.deliver_parked(self._run_here)
-        if not self.closing:
-            for source in self.sources:
-                source.start()
+        self._start_sources()
         return not self.buffers.events and not self.recovery.parked()
 
     def _run_here(self) -> None:
@@ -460,6 +454,7 @@ class Pipeline:
         for source in self.sources:
             source.refuse()
             source.hurry()
+        self._carry_over()
         if self.flusher.running:
             # The listeners still run: a call that began before they refused is not left behind.
             self.buffers.flush(deadline)

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
-__all__ = ["Source"]
+__all__ = ["GONE", "KEPT", "QUEUE", "QUEUE_UNSAFE", "Source", "Submission"]
+
+
+class Submission(NamedTuple):
+    """What has become of a call.
+
+    Attributes:
+        queue: the caller has to put the entry into the queue.
+        safe: the event is where the mode promises to keep it.
+    """
+
+    queue: bool
+    safe: bool
+
+
+QUEUE: Final = Submission(queue=True, safe=True)
+QUEUE_UNSAFE: Final = Submission(queue=True, safe=False)
+KEPT: Final = Submission(queue=False, safe=True)
+GONE: Final = Submission(queue=False, safe=False)
 
 
 class Source(Protocol):

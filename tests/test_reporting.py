@@ -19,6 +19,7 @@ from logbun_logging.report_kinds import REPORTS
 from logbun_logging.reporting import LOGGER_NAME, Reporter
 from logbun_logging.stats import Counters
 from logbun_logging.wal import WalRemovedError
+from tests.fakes import SharedMemoryAdapter, wait_until
 
 
 class Clock:
@@ -202,6 +203,63 @@ def test_a_report_may_be_made_in_a_signal_handler_that_found_threading_s_lock_he
     with threading._active_limbo_lock:
         reporter.report("spilled", events=1)
     assert heard.wait(20)
+
+
+def test_a_callback_may_call_whatever_the_trail_offers(make_trail, make_logger):
+    done = []
+    ended = threading.Event()
+
+    def on_event(name, details):
+        if name == "database_recovered":
+            done.append(trail.dlq.retry() >= 0)
+            done.append(trail.flush(10) in {True, False})
+            done.append(trail.run_maintenance() in {True, False})
+            done.append(trail.shutdown(10))
+            ended.set()
+
+    adapter = SharedMemoryAdapter()
+    adapter.down = True
+    retry = {"max_retries": 0, "first_scan": 0.01, "scan_interval": 0.05}
+    trail = make_trail(adapter=adapter, mode="durable", retry=retry, on_event=on_event)
+    audit = AuditLogger(make_logger(trail.handler))
+
+    def failed_thrice():
+        audit.fire("a")
+        trail.flush(0.1)
+        return trail.stats()["circuit_open"]
+
+    assert wait_until(failed_thrice, 30)
+    adapter.down = False
+    assert ended.wait(60)
+    assert done[:3] == [True] * 3
+    assert trail.pipeline.finished
+
+
+def test_who_holds_logging_s_lock_while_an_insert_fails_waits_for_no_report(
+    make_trail, make_logger
+):
+    """As dictConfig does, which closes handlers under it and makes every logger ask again."""
+
+    class Failing(SharedMemoryAdapter):
+        def bulk_insert(self, tenant_id, events):
+            super().bulk_insert(tenant_id, events)
+            return len(self.batches) > 1
+
+        def bulk_insert_many(self, batches):
+            return all(self.bulk_insert(*batch) for batch in batches)
+
+    adapter = Failing()
+    adapter.gate.clear()
+    trail = make_trail(adapter=adapter, retry={"base_delay": 0.01})
+    AuditLogger(make_logger(trail.handler)).fire("a")
+    assert adapter.called.wait(20) or trail.flush(0.1) or adapter.called.wait(20)
+    with logging._lock:
+        logging.root.manager._clear_cache()
+        adapter.gate.set()
+        assert trail.shutdown(20)
+        assert trail.stats()["inserted"] == 1
+        assert trail.stats()["insert_failures"] == 1
+    assert trail.pipeline.reporter.drain(20)
 
 
 def test_nothing_in_a_report_forges_a_line_of_a_log(make_reporter, caplog):
