@@ -30,6 +30,7 @@ from logbun_logging.errors import (
     RejectedEventsError,
 )
 from logbun_logging.event import decode_event
+from logbun_logging.messages import masked
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import Databases, Target
 
@@ -426,4 +427,4 @@ def _not_stored(answer: Any) -> str:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return masked(f"{type(error).__name__}: {error}")  # it gets into dead letters

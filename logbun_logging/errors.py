@@ -5,9 +5,9 @@ A logging call never raises any of them: they come from set-up, queries and oper
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from typing import Final
+
+from logbun_logging.messages import shown
 
 __all__ = [
     "AdapterUnavailableError",
@@ -21,8 +21,6 @@ __all__ = [
     "QueryError",
     "RejectedEventsError",
     "TenantRequiredError",
-    "one_line",
-    "shown",
 ]
 
 
@@ -36,13 +34,15 @@ class ConfigurationError(LogbunError, ValueError):
     The message names the option, the value that was given and what is allowed.
     """
 
-    def __init__(self, option: str, value: object, allowed: str, *, problem: str = "") -> None:
+    def __init__(
+        self, option: str, value: object, allowed: str, *, problem: str = "", show: bool = True
+    ) -> None:
         self.option = option
         self.value = value
         self.allowed = allowed
         self.problem = problem
         found = f"{problem}; " if problem else ""
-        given = _masked(f"{option}={shown(value)}")
+        given = f"{option}={shown(option, value)}" if show else option
         super().__init__(f"{given}: {found}allowed is {allowed}")
 
     @classmethod
@@ -61,7 +61,8 @@ class ConfigurationError(LogbunError, ValueError):
     ) -> ConfigurationError:
         """Return the error of an option, named *prefix* and *option*, that is none of *known*.
 
-        Without *meant*, the option that may be meant is looked for among *known*.
+        Without *meant*, the option that may be meant is looked for among *known*. The value is not
+        shown: it may be the secret of an option that was meant.
         """
         from difflib import get_close_matches  # noqa: PLC0415 - only who misspells pays for it
 
@@ -70,7 +71,8 @@ class ConfigurationError(LogbunError, ValueError):
         meant = meant or next(iter(close), None)
         hint = f", did you mean {meant!r}?" if meant else ""
         allowed = f"one of {', '.join(names)}"
-        return cls(prefix + option, value, allowed, problem=f"there is no such option{hint}")
+        problem = f"there is no such option{hint}"
+        return cls(prefix + option, value, allowed, problem=problem, show=False)
 
 
 class NotReadyError(LogbunError):
@@ -140,42 +142,3 @@ class BatchTooLargeError(RejectedEventsError):
 
     Delivery sends smaller batches to that database from then on, and for a while.
     """
-
-
-#: What stands behind "user:" in a URL, or behind a name that says it is secret.
-_SECRET: Final = re.compile(
-    r"""(://[^/\s:@'"]*:)[^@\s'"]+(?=@)|"""
-    r"""((?:token|password|secret|api_?key)['"]?\s*[=:]\s*['"]?)[^'"&\s,}]+""",
-    re.IGNORECASE,
-)
-_LONGEST: Final = 200
-
-
-def shown(value: object) -> str:
-    """Return *value* for a message, which may get into logs and dead letters: without secrets."""
-    try:
-        text = repr(value)
-    except Exception:  # a hostile __repr__ must not hide the message
-        text = f"<unprintable {type(value).__name__}>"
-    text = _masked(text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
-
-
-def one_line(value: object, longest: int = _LONGEST) -> str:
-    """Return *value* as printable text on one line, of about *longest* characters at most.
-
-    Control characters, line breaks and marks that turn the direction of text are escaped.
-    """
-    try:
-        text = str(value)
-    except Exception:  # a hostile __str__ must not hide the message
-        text = f"<unprintable {type(value).__name__}>"
-    if len(text) > longest:
-        text = text[: longest - 3] + "..."
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _masked(text: str) -> str:
-    return _SECRET.sub(lambda found: f"{found[1] or found[2]}***", text)

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import msgspec
 
 from logbun_logging.errors import ConfigurationError
+from logbun_logging.messages import shown
 from logbun_logging.redaction import DEFAULT_RULES, Redactor
 from logbun_logging.unknown_fields import UnknownFieldsMode
 from logbun_logging.values import clean_tenant_id
@@ -193,7 +194,8 @@ class TrailOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     namespace: str
     adapter: Any
-    data_dir: Path = Path(".logbun")
+    # Absolute from the start: a daemon that changes its directory must not move its log.
+    data_dir: Path = msgspec.field(default_factory=lambda: Path(".logbun").absolute())
     mode: Mode = "volatile"
     fsync: FsyncPolicy = "interval"
     batching: BatchingOptions = BatchingOptions()
@@ -210,6 +212,11 @@ class TrailOptions(msgspec.Struct, frozen=True, kw_only=True):
     redact: Redactor | None = Redactor(DEFAULT_RULES)
     unknown_fields: UnknownFieldsMode = "warn"
     on_event: EventCallback | None = None
+
+    def __repr__(self) -> str:
+        given = {name: getattr(self, name) for name in self.__struct_fields__}
+        given["adapter"] = shown("adapter", self.adapter)
+        return f"TrailOptions({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
     def folder(self) -> Path:
@@ -461,6 +468,8 @@ def _check_use(options: TrailOptions, values: Mapping[str, Any]) -> None:
     if "pool" in values and options.tenancy.mode != "database_per_tenant":
         allowed = "absent unless tenancy.mode='database_per_tenant': there is one database"
         raise ConfigurationError("pool", values["pool"], allowed)
+    if options.mode == "durable":
+        _check_writable(options)
     batching, limits, retention = options.batching, options.limits, options.retention
     wal = options.wal
     if wal.max_bytes is not None and wal.max_bytes < wal.segment_bytes:
@@ -476,6 +485,23 @@ def _check_use(options: TrailOptions, values: Mapping[str, Any]) -> None:
     if says_when and not retention.tenants and not _says(values, "retention", "days"):
         allowed = "with retention.days or retention.tenants: without them nothing is pruned"
         raise ConfigurationError("retention.cron", retention.cron, allowed)
+
+
+def _check_writable(options: TrailOptions) -> None:
+    """Refuse a folder in which a durable trail could write nothing.
+
+    Nothing is made yet: who configures a server may be another user than who serves.
+    """
+    wanted = options.folder / "wal"
+    found = next(path for path in (wanted, *wanted.parents) if os.path.lexists(path))
+    if not found.is_dir():
+        problem = f"{found} is no folder"
+    elif not os.access(found, os.W_OK | os.X_OK):
+        problem = f"this user cannot write in {found}"
+    else:
+        return
+    allowed = "a folder that this user can write: mode='durable' keeps every event there first"
+    raise ConfigurationError("data_dir", str(options.data_dir), allowed, problem=problem)
 
 
 def _says(values: Mapping[str, Any], group: str, name: str) -> bool:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Final
 
 from logbun_logging import forks
+from logbun_logging.adapters.base import identity_of
 from logbun_logging.adapters.factory import create_adapter
 from logbun_logging.batching import Admission, Buffers
 from logbun_logging.delivery import Delivery, TimedCalls
@@ -28,6 +29,7 @@ from logbun_logging.event import Entry
 from logbun_logging.flushing import Flusher
 from logbun_logging.forks import awaits_fork
 from logbun_logging.late import LateEvents
+from logbun_logging.namespace import Namespace
 from logbun_logging.options import TrailOptions
 from logbun_logging.packing import packed
 from logbun_logging.places import Places
@@ -89,7 +91,9 @@ class Pipeline:
         self.durable = options.mode == "durable"
         self.sync_each = self.durable and options.fsync == "always"
         self._drop = options.batching.on_queue_full == "drop"
+        self._database: str | None = None
         self.databases: Databases = self._databases()
+        Namespace(options.folder, options.tenancy.mode, self._database).check()
         self.sources: list[Source] = []
         self._build()
         _live.add(self)
@@ -99,6 +103,7 @@ class Pipeline:
         if options.tenancy.resolve_connection is None:
             adapter = create_adapter(options.adapter)
             options.retention.check_ttl(getattr(adapter, "retention_days", None))
+            self._database = identity_of(adapter)
             return SingleDatabase(adapter)
         from logbun_logging.pool import TenantPool  # noqa: PLC0415 - few trails need it
 
@@ -130,7 +135,13 @@ class Pipeline:
             self.reporter.wal_failed,
             self.reporter.wal_nearly_full,
         )
-        self.dlq = DeadLetterQueue(options.folder / "dlq", options.dlq, self._retry_dead_letters)
+        self.namespace = Namespace(options.folder, options.tenancy.mode, self._database)
+        self.dlq = DeadLetterQueue(
+            options.folder / "dlq",
+            options.dlq,
+            self._retry_dead_letters,
+            prepare=self.namespace.note,
+        )
         places = Places(
             lambda tenant: self.databases.breaker(tenant).proven,
             lambda: self.delivery.hanging,
@@ -306,6 +317,10 @@ class Pipeline:
                 self._start_sources()
                 return
             if self.durable:
+                # What a disk has against it, the WAL meets as well, and reports. At the
+                # interpreter's very end even opening a file may fail in other ways.
+                with suppress(Exception):
+                    self.namespace.note()
                 self.wal.open()
             self.started = True
             self._start_threads()

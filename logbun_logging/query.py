@@ -13,8 +13,9 @@ from typing import Final, Literal, TypeAlias, TypedDict, Unpack, get_args
 
 import msgspec
 
-from logbun_logging.errors import QueryError, shown
+from logbun_logging.errors import QueryError
 from logbun_logging.event import AuditEvent
+from logbun_logging.messages import shown
 from logbun_logging.values import clean_text, plain_text
 
 __all__ = [
@@ -147,7 +148,7 @@ def make_filters(**asked: Unpack[QueryFilters]) -> Filters:
         if value is None:
             continue
         if not isinstance(value, str):
-            raise QueryError(f"{field}={shown(value)}: allowed is a string")
+            raise QueryError(f"{field}={shown(field, value)}: allowed is a string")
         pairs.append((field, clean_text(plain_text(value))))
     return Filters(
         actions=exact,
@@ -164,18 +165,20 @@ def _actions(action: str | Iterable[str] | None) -> tuple[tuple[str, ...], tuple
         return (), ()
     if not isinstance(action, Iterable):
         allowed = "one or more strings, e.g. 'course.*'"
-        raise QueryError(f"action={shown(action)}: allowed are {allowed}")
+        raise QueryError(f"action={shown('action', action)}: allowed are {allowed}")
     exact: list[str] = []
     prefixes: list[str] = []
     for number, item in enumerate([action] if isinstance(action, str) else action):
         if number == MAX_ACTIONS:
             raise QueryError(f"action: allowed are at most {MAX_ACTIONS} actions and prefixes")
         if not isinstance(item, str):
-            raise QueryError(f"action={shown(item)}: allowed are strings, e.g. 'course.*'")
+            raise QueryError(
+                f"action={shown('action', item)}: allowed are strings, e.g. 'course.*'"
+            )
         text = clean_text(plain_text(item))
         if "*" in text[:-1]:
             allowed = "whole actions, or a prefix with one '*' at its end, e.g. 'course.*'"
-            raise QueryError(f"action={shown(item)}: allowed are {allowed}")
+            raise QueryError(f"action={shown('action', item)}: allowed are {allowed}")
         if text.endswith("*"):
             prefixes.append(text[:-1])
         else:
@@ -191,7 +194,7 @@ def clamp_limit(limit: int) -> int:
     """Return *limit* within 1 and 1,000."""
     if not isinstance(limit, int) or isinstance(limit, bool):
         raise QueryError(
-            f"limit={shown(limit)}: allowed is a whole number; it is clamped to 1…1000"
+            f"limit={shown('limit', limit)}: allowed is a whole number; it is clamped to 1…1000"
         )
     return min(max(limit, 1), MAX_LIMIT)
 
@@ -211,7 +214,7 @@ def utc_text(name: str, value: str | datetime | None) -> str | None:
         moment = moment.astimezone(UTC)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         allowed = "an ISO 8601 string or a datetime, e.g. '2026-01-01T00:00:00Z'"
-        raise QueryError(f"{name}={shown(value)}: allowed is {allowed}") from error
+        raise QueryError(f"{name}={shown(name, value)}: allowed is {allowed}") from error
     return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
@@ -234,5 +237,5 @@ def decode_cursor(cursor: str | None) -> Cursor | None:
         return msgspec.json.decode(place, type=tuple[str, str])
     except (ValueError, AttributeError, msgspec.MsgspecError) as error:
         raise QueryError(
-            f"cursor={shown(cursor)}: allowed is a next_cursor of this trail"
+            f"cursor={shown('cursor', cursor)}: allowed is a next_cursor of this trail"
         ) from error

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeAlias, TypeVar, Unpack
 
-from logbun_logging.errors import QueryError, shown
+from logbun_logging.errors import QueryError
 from logbun_logging.event import AuditEvent
+from logbun_logging.messages import shown
 from logbun_logging.query import (
     Filters,
     Page,
@@ -114,7 +115,7 @@ class TenantReader(Reader):
     def __init__(self, fetch: Fetch, tenant_id: str) -> None:
         if not isinstance(tenant_id, str) or not tenant_id:
             allowed = "the id of one tenant, a string that is not empty"
-            raise QueryError(f"tenant_id={shown(tenant_id)}: allowed is {allowed}")
+            raise QueryError(f"tenant_id={shown('tenant_id', tenant_id)}: allowed is {allowed}")
         self._tenant_id = clean_tenant_id(plain_text(tenant_id))
         super().__init__(fetch, self._tenant_id)
 

@@ -11,7 +11,7 @@ import string
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from logbun_logging.errors import one_line
+from logbun_logging.messages import one_line
 
 __all__ = ["REPORTS", "Kind", "describe"]
 

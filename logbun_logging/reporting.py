@@ -24,8 +24,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from logbun_logging.errors import one_line
 from logbun_logging.forks import awaits_fork
+from logbun_logging.messages import one_line
 from logbun_logging.options import EventCallback
 from logbun_logging.report_kinds import REPORTS, describe
 from logbun_logging.stats import Counters

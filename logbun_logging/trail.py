@@ -25,9 +25,9 @@ from logbun_logging.errors import (
     PruneError,
     QueryError,
     TenantRequiredError,
-    shown,
 )
 from logbun_logging.event import AuditEvent, Entry
+from logbun_logging.messages import masked, shown
 from logbun_logging.options import TrailOptions, parse_options
 from logbun_logging.pipeline import Pipeline
 from logbun_logging.query import (
@@ -299,7 +299,7 @@ class AuditTrail:
             return clean_tenant_id(plain_text(tenant_id))
         if not (tenant_id is None or tenant_id == "" or isinstance(tenant_id, AllTenants)):
             allowed = "a string, None or ALL_TENANTS"
-            raise QueryError(f"tenant_id={shown(tenant_id)}: allowed is {allowed}")
+            raise QueryError(f"tenant_id={shown('tenant_id', tenant_id)}: allowed is {allowed}")
         if self.options.require_tenant_id:
             raise TenantRequiredError(
                 f"tenant_id={tenant_id!r}: require_tenant_id is on, so name a tenant"
@@ -321,13 +321,17 @@ class AuditTrail:
         except NoDatabaseError:
             return []
         except AdapterUnavailableError as error:
-            raise NotReadyError(f"{self!r}: the database cannot be reached: {error}") from error
+            raise NotReadyError(
+                f"{self!r}: the database cannot be reached: {masked(str(error))}"
+            ) from error
         except LogbunError:
             raise
         except Exception as error:
             if self.pipeline.opened.is_set():
                 raise
-            raise NotReadyError(f"{self!r}: the database is not open yet: {error}") from error
+            raise NotReadyError(
+                f"{self!r}: the database is not open yet: {masked(str(error))}"
+            ) from error
 
     @contextmanager
     def _open_for_now(self) -> Iterator[None]:

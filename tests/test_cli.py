@@ -21,6 +21,7 @@ from logbun_logging.adapters.sqlite import SQLiteAdapter
 from logbun_logging.cli import app
 from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.event import encode_event, new_event_id, utc_now
+from logbun_logging.namespace import Namespace
 from logbun_logging.options import DlqOptions
 from logbun_logging.query import Pagination, make_filters
 from tests.fakes import MemoryAdapter
@@ -220,6 +221,7 @@ def test_a_misspelt_database_is_not_made(tmp_path, command):
 def letters(tmp_path):
     """A DLQ with a pending file of two events and a dead one of one event."""
     folder = tmp_path / "data" / "app"
+    Namespace(folder, "single_database", f"sqlite:{tmp_path}/audit.db").note()
     queue = DeadLetterQueue(folder / "dlq", DlqOptions())
     pending = queue.put("t1", [encode_event(event(1)), encode_event(event(2))], "down")
     name = queue.put("t2", [encode_event(event(3, tenant_id="t2"))], "refused")
@@ -331,6 +333,19 @@ def test_a_tenant_s_database_gets_no_other_tenant_s_events(tmp_path, tenants):
     assert [file["envelope"]["attempts"] for file in letters_of(tenants, "t2")] == [0, 0]
     assert letters_of(tenants, "t3")[0]["envelope"]["attempts"] == 0
     assert not (tmp_path / "t3.db").exists()
+
+
+def test_dead_letters_of_several_tenants_are_not_mixed_where_nothing_says_that_they_may(
+    tmp_path, letters, url
+):
+    folder = letters[0]
+    (folder / "namespace.json").unlink()
+    store(tmp_path)
+    refused = run("dlq", "retry", folder, url, "--all", status=2).stderr
+    assert "nothing in the folder says whether these tenants share a database" in refused
+    assert "2 events" in run("dlq", "retry", folder, url, "--all", "-t", "t1").stderr
+    out = run("query", url, "--all-tenants", "-f", "ndjson").stdout
+    assert {json.loads(line)["tenant_id"] for line in out.splitlines()} == {"t1"}
 
 
 def test_a_tenant_that_never_had_a_database_may_be_given_one(tmp_path, tenants):
@@ -470,6 +485,9 @@ def test_a_dead_process_s_log_is_told_from_a_live_one_s(tmp_path, url):
     queue = DeadLetterQueue(folder / "dlq", DlqOptions())
     queue.put("t1", [encode_event(event(1))], "down")
     store(tmp_path)
+    refused = run("dlq", "retry", folder, url, "--all", status=2)
+    assert "events wait in" in refused.stderr
+    (folder / "namespace.json").unlink()  # as the message says
     run("dlq", "retry", folder, url, "--all")
     adapter = SQLiteAdapter(tmp_path / "audit.db")
     found = adapter.query(ALL_TENANTS, make_filters(), Pagination(limit=10))

@@ -125,8 +125,8 @@ def test_awaiting_a_call_awaits_its_durability(make_trail, make_logger, fsync):
 
 
 def test_awaiting_says_when_it_is_not_durable(make_trail, make_logger, tmp_path):
-    (tmp_path / "data").write_text("a file where the folder should be")
     trail = make_trail(mode="durable", adapter=MemoryAdapter())
+    (tmp_path / "data").write_text("a file where the folder should be")
     audit = AuditLogger(make_logger(trail.handler))
     assert asyncio.run(audit.fire_async("a")) is False
     assert trail.stats()["wal_failures"] == 1

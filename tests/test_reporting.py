@@ -376,7 +376,7 @@ def test_a_broken_handler_does_not_break_the_call(make_logger, caplog):
     ("url", "message"),
     [
         ("sqlite:///a.db?busy_timeout=soon", "busy_timeout"),
-        ("sqlite:///a.db?colour=red", "adapter.colour='red'"),
+        ("sqlite:///a.db?colour=red", "adapter.colour: there is no such option"),
         ("sqlite:///acme.db#", "%23"),
         ("sqlite:///acme.db#other", "%23"),
         ("sqlite:///acme.db?", "%3F"),

@@ -23,6 +23,7 @@ __all__ = [
     "FileAdapter",
     "ForkAwareAdapter",
     "PruneReport",
+    "identity_of",
     "retention_limit",
 ]
 
@@ -128,6 +129,16 @@ class FileAdapter(Adapter, Protocol):
     def exists(self) -> bool:
         """Tell whether it is there; True of a database of which that cannot be told."""
         ...
+
+
+def identity_of(adapter: Adapter) -> str:
+    """Return what names the database of *adapter*, without secrets.
+
+    An adapter may say it by an attribute ``identity``: the same text for the same database, in
+    every process. Otherwise it is the name of its class.
+    """
+    kind = type(adapter)
+    return str(getattr(adapter, "identity", f"{kind.__module__}.{kind.__qualname__}"))
 
 
 #: Connections that belong to a parent process. Closing them here would close them there.

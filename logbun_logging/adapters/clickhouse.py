@@ -127,6 +127,13 @@ class ClickHouseAdapter:
             where = f"host={options.host!r}, port={options.port}"
         return f"ClickHouseAdapter({where}, database={options.database!r})"
 
+    @property
+    def identity(self) -> str:
+        """What names the database, in every process."""
+        options = self._options
+        where = options.path or f"{options.host}:{options.port}"
+        return f"clickhouse:{where}/{options.database}"
+
     def exists(self) -> bool:
         """Tell whether the table is there; connects to a server, but makes no folder."""
         path = self._options.path

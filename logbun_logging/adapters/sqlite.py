@@ -70,6 +70,11 @@ class SQLiteAdapter:
     def __repr__(self) -> str:
         return f"SQLiteAdapter(path={str(self.path)!r})"
 
+    @property
+    def identity(self) -> str:
+        """What names the database, in every process."""
+        return f"sqlite:{self.path}"
+
     def exists(self) -> bool:
         """Tell whether the file is there."""
         return self.path.exists()

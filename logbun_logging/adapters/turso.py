@@ -40,6 +40,7 @@ from logbun_logging.errors import (
     RejectedEventsError,
 )
 from logbun_logging.event import AuditEvent
+from logbun_logging.messages import masked
 from logbun_logging.query import Filters, Pagination, TenantScope
 
 __all__ = ["TursoAdapter"]
@@ -55,6 +56,9 @@ _REFUSALS: Final = ("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG", "AR
 
 _SCHEMES: Final = ("libsql", "http", "https", "ws", "wss", "file")
 _EXTRAS: Final = {"libsql-client": ("libsql_client", "turso"), "libsql": ("libsql", "libsql")}
+
+#: A server's answer is cut, in characters: a refusal may repeat whole rows.
+_LONGEST_ERROR: Final = 300
 
 _encode = msgspec.json.Encoder().encode
 
@@ -102,6 +106,11 @@ class TursoAdapter:
 
     def __repr__(self) -> str:
         return f"TursoAdapter(url={self.url!r}, driver={self.driver!r})"
+
+    @property
+    def identity(self) -> str:
+        """What names the database, in every process."""
+        return f"libsql:{self.url}"
 
     def exists(self) -> bool:
         """Tell whether the file is there; True of a database that a server keeps."""
@@ -258,7 +267,7 @@ class TursoAdapter:
         try:
             yield
         except StatementError as error:
-            text = f"{self!r}: {error.code}: {self._without_token(str(error))}"
+            text = f"{self!r}: {error.code}: {self._shown(error)}"
             if error.code == TOO_LARGE_BATCH:
                 raise BatchTooLargeError(text) from None
             if error.code.startswith(_REFUSALS):
@@ -267,11 +276,16 @@ class TursoAdapter:
                 raise _ResponseTooLargeError(text) from None
             raise AdapterUnavailableError(text) from None
         except NoAnswerError as error:
-            raise AdapterUnavailableError(f"{self!r}: {self._without_token(str(error))}") from None
+            raise AdapterUnavailableError(f"{self!r}: {self._shown(error)}") from None
 
-    def _without_token(self, text: str) -> str:
+    def _shown(self, error: Exception) -> str:
+        """Return an error's text without the token: a server may send back what it was given."""
+        text = str(error)
         token = self._shown_to_server
-        return text.replace(token, "***") if token else text
+        if token:
+            for form in (token, token.encode(errors="replace").decode("latin-1")):
+                text = text.replace(form, "***")
+        return masked(text)[:_LONGEST_ERROR]
 
 
 class _ResponseTooLargeError(AdapterUnavailableError):

@@ -66,7 +66,8 @@ class _PipelineClient(HttpClient):  # type: ignore[misc]  # libsql-client has no
             f"{self._url}v2/pipeline", data=_chunks(body), headers=headers, allow_redirects=False
         ) as response:
             if response.status != 200:
-                text = f"HTTP status {response.status}: {(await response.text())[:200]}"
+                # Whole, whatever its length: the token in it can be found only before it is cut.
+                text = f"HTTP status {response.status}: {await response.text()}"
                 if response.status == 413:
                     raise StatementError(TOO_LARGE_BATCH, text)
                 raise NoAnswerError(text)

@@ -23,6 +23,7 @@ from logbun_logging.dlq import DeadLetterQueue, DlqFile
 from logbun_logging.errors import ConfigurationError, LogbunError
 from logbun_logging.event import AuditEvent, decode_event
 from logbun_logging.files import try_lock
+from logbun_logging.namespace import check_owner, read_note
 from logbun_logging.options import DlqOptions
 from logbun_logging.tenants import TenantRegistry
 from logbun_logging.trail import AuditTrail
@@ -306,6 +307,8 @@ def _is_held(instance: Path) -> bool:
 
 
 def _check(folder: Path) -> None:
+    for path in (folder, folder / "wal", folder / "dlq"):
+        check_owner(path)  # or root would read, and write, what another user has planted there
     if not any((folder / name).is_dir() for name in ("wal", "dlq")):
         allowed = "a namespace's folder (data_dir/namespace), with wal or dlq in it"
         raise ConfigurationError("FOLDER", str(folder), allowed)
@@ -324,14 +327,24 @@ def _destination(
     Others' events that a dead process left are then dead letters, for the service to deliver.
     """
     registry = folder / "tenants.ndjson"
-    if not registry.is_file():
+    note = read_note(folder)
+    waiting = {tenant for file in queue.list() for tenant in _tenants(queue, file)}
+    if note is not None:
+        shared = note.tenancy == "single_database" and not registry.is_file()
+    else:
+        shared = owner is None and not registry.is_file()
+        if shared and len(waiting) > 1:
+            problem = "nothing in the folder says whether these tenants share a database"
+            allowed = "the tenant whose database URL is"
+            raise ConfigurationError("--tenant", None, allowed, problem=problem)
+    if shared:
         return {"adapter": url}
     if owner is None:
         allowed = "the tenant whose database URL is: each tenant of this namespace has its own"
         raise ConfigurationError("--tenant", None, allowed)
-    waiting = {tenant for file in queue.list() for tenant in _tenants(queue, file)}
     if owner not in waiting.union(TenantRegistry(registry).tenants()):
-        raise ConfigurationError("--tenant", owner, f"a tenant that {registry} names")
+        allowed = f"a tenant of the dead letters, or one that {registry} names"
+        raise ConfigurationError("--tenant", owner, allowed)
 
     def resolve_connection(tenant_id: str) -> str:
         if tenant_id != owner:

@@ -46,6 +46,7 @@ class DeadLetterQueue:
         folder: the namespace's ``dlq`` folder; made when first written to.
         options: its bounds.
         retry: tries one file, or all pending ones, and returns the number of events inserted.
+        prepare: called before a file is written.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class DeadLetterQueue:
         folder: Path,
         options: DlqOptions,
         retry: Callable[[str | None], int] = lambda _: 0,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
         self._options = options
         self._retry = retry
+        self._prepare = prepare
         self._claims: set[Claim] = set()
         self._lock = threading.Lock()
         self._listing = Listing(folder)
@@ -124,6 +127,7 @@ class DeadLetterQueue:
         return self.put(None, [p for _, payloads in batches for p in payloads], reason, mixed=True)
 
     def _make_room(self, size: int) -> None:
+        self._prepare()
         make_folder(self._folder)
         with self._lock:
             files, total = self._account()

@@ -340,9 +340,10 @@ class WalWriter:
         if self._keeper is not None:
             self._keeper.join(timeout=5.0)
         with self._keep_lock:
-            self.tidy()
-            if self._fsync != "never" and not self._sync():
-                self._heal()
+            if self._segments or self._current.pending:  # a volatile trail has never written
+                self.tidy()
+                if self._fsync != "never" and not self._sync():
+                    self._heal()
             self._ended = True
             current = self._current
             with self._swap_lock:

@@ -393,7 +393,7 @@ def test_parked_records_that_their_file_has_no_more_are_lost_and_reported(
     stats = trail.stats()
     assert stats["lost"] > 90
     assert stats["accepted"] == len(adapter.events) + stats["lost"]
-    assert any(name == "recovery_failed" and "cut" in reason for name, reason in happened)
+    assert wait_until(lambda: any(n == "recovery_failed" and "cut" in r for n, r in happened))
     assert wait_until(lambda: any(name == "lost" for name, _ in happened))
     assert trail.flush(20), "it has been told once"
 
