@@ -302,7 +302,7 @@ def _use_wal(connection: sqlite3.Connection, timeout: float) -> None:
             return
 
 
-#: Files that a fork has carried over while they were open; written in a child that has one thread.
+#: Files that a fork has carried over while they were open; written while a child starts anew.
 _carried_over: Final[set[_Identity]] = set()
 
 #: Those of this process that have a writer open.
