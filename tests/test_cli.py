@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from logbun_logging import ALL_TENANTS, AuditEvent, AuditLogger
+from logbun_logging import ALL_TENANTS, AuditEvent, AuditLogger, __version__
 from logbun_logging.adapters.sqlite import SQLiteAdapter
 from logbun_logging.cli import app
 from logbun_logging.dlq import DeadLetterQueue
@@ -95,7 +96,7 @@ def test_times_are_whole_in_a_terminal_of_any_width(filled, tmp_path, url, width
     result = run("query", url, "-t", "t1", env=env)
     assert result.stdout.count("000000Z ") == 21
     assert result.stderr == (
-        f"left out, for want of room: {left_out}; see --format\n" * bool(left_out)
+        f"the terminal is too narrow for {left_out}: see --format\n" * bool(left_out)
     )
 
 
@@ -120,6 +121,85 @@ def test_a_terminal_gets_no_orders_from_an_event(tmp_path, url):
         out = run(*command, url, "-t", "t1").stdout
         assert "\\x1b[2J[bold]x" in out
         assert "a\\nb" in out
+
+
+#: What an event may carry to mislead a terminal, a program that reads lines, or a spreadsheet.
+CONTROLS = {
+    "\x1b]0;owned\x07": r"\x1b]0;owned\x07",
+    "a\nb\r\nc": r"a\nb\r\nc",
+    "\x9b2J": r"\x9b2J",
+    "\u202egnp.exe": r"\u202egnp.exe",
+    "\u2028\u2029\x85": r"\u2028\u2029\x85",
+    "\x7f\x1c": r"\x7f\x1c",
+    "\t=1": r"'\t=1",
+    "\r=1": r"'\r=1",
+}
+FORMULAS = [
+    '=HYPERLINK("http://evil.example","x")',
+    "+cmd|' /C calc'!A0",
+    "-1+1",
+    "@SUM(A1)",
+    "\uff1d1",
+]
+HARMLESS = ['quoted "and", separated', "a=1", "Jos\xe9\xa0\u0645 \U0001f468\u200d\U0001f469", ""]
+CELLS = {**CONTROLS, **{text: "'" + text for text in FORMULAS}, **{text: text for text in HARMLESS}}
+FORBIDDEN = {*map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029, 0x202E))}
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Events with hostile texts, newest first, in a database and in a dead letter."""
+    events = [
+        event(number, user_agent=text, old_values={text: text}) for number, text in enumerate(CELLS)
+    ][::-1]
+    store(tmp_path, *events)
+    queue = DeadLetterQueue(tmp_path / "app" / "dlq", DlqOptions())
+    name = queue.put("t1", [encode_event(found) for found in events], "\x9b2J")
+    commands = (
+        ("query", f"sqlite:///{tmp_path}/audit.db", "-t", "t1"),
+        ("dlq", "show", tmp_path / "app", name),
+    )
+    return [msgspec.structs.asdict(found) for found in events], commands
+
+
+@pytest.mark.parametrize("form", ["json", "ndjson"])
+def test_json_is_the_same_without_control_characters_and_with_every_field(hostile, form):
+    rows, commands = hostile
+    for command in commands:
+        out = run(*command, "-f", form).stdout
+        assert set(out) & FORBIDDEN == {"\n"}
+        lines = [out] if form == "json" else out.splitlines()
+        found = [json.loads(line) for line in lines]
+        assert (found[0] if form == "json" else found) == rows
+
+
+def test_json_of_other_commands_has_no_control_characters(hostile, tmp_path, url):
+    rows, _ = hostile
+    out = run("dlq", "list", tmp_path / "app", "--json").stdout
+    assert set(out) & FORBIDDEN == {"\n"}
+    assert json.loads(out)[0]["envelope"]["reason"] == "\x9b2J"
+    out = run("tail", url, "-t", "t1", "--no-follow", "-n", 50, "-f", "ndjson").stdout
+    assert set(out) & FORBIDDEN == {"\n"}
+    assert [json.loads(line) for line in out.splitlines()] == rows[::-1]
+
+
+def test_csv_is_safe_for_spreadsheets_and_terminals(hostile):
+    rows, commands = hostile
+    for command in commands:
+        out = run(*command, "-f", "csv").stdout
+        assert set(out) & FORBIDDEN == {"\n"}
+        assert len(out.splitlines()) == len(rows) + 1
+        found = [*csv.DictReader(io.StringIO(out))]
+        assert [row["user_agent"] for row in found] == [CELLS[row["user_agent"]] for row in rows]
+        assert [json.loads(row["old_values"]) for row in found] == [r["old_values"] for r in rows]
+
+
+def test_raw_csv_has_the_texts_as_they_are(hostile):
+    rows, commands = hostile
+    for command in commands:
+        out = run(*command, "-f", "csv", "--raw").stdout_bytes.decode()
+        found = csv.DictReader(io.StringIO(out, newline=""))
+        assert [row["user_agent"] for row in found] == [row["user_agent"] for row in rows]
 
 
 def test_nothing_found_is_said(filled, url):
@@ -153,6 +233,9 @@ def test_nothing_found_is_said(filled, url):
         (["query"], 2, "LOGBUN_URL"),
         (["dlq", "retry", "{}/ns", "--all"], 2, "LOGBUN_URL"),
         (["prune", "sqlite:///{}/audit.db"], 2, "--days"),
+        (["prune", "sqlite:///{}/audit.db", "--days", "1"], 2, "give --yes"),
+        (["query", "sqlite:///{}/audit.db", "--raw"], 2, "--format csv"),
+        (["wal", "{}/ns", "--format", "csv"], 2, "--format='csv'"),
         (["prune", "sqlite:///{}/audit.db", "-t", "t1"], 2, "TENANT=DAYS"),
         (["prune", "sqlite:///{}/audit.db", "-t", "t1=0"], 2, "TENANT=DAYS"),
         (["stats", "{}"], 2, "namespace's folder"),
@@ -180,9 +263,53 @@ def test_the_url_may_come_from_the_environment(filled, url):
 def test_pruning_counts_first(tmp_path, filled, url):
     old = run("prune", url, "--days", 1, "--tenant", "t2=36500", "--dry-run").stdout
     assert [line.split()[-1] for line in old.splitlines() if line.strip()][-2:] == ["0", "21"]
-    run("prune", url, "--days", 1, "--tenant", "t2=36500")
+    run("prune", url, "--days", 1, "--tenant", "t2=36500", "--yes")
     left = run("query", url, "--all-tenants", "-f", "ndjson").stdout
     assert [json.loads(line)["tenant_id"] for line in left.splitlines()] == ["t2"]
+
+
+def answer(text, *arguments):
+    """Run the program in a terminal where somebody types *text*."""
+    typed, terminal = pty.openpty()
+    try:
+        os.write(typed, text.encode())
+        command = [SCRIPT, *map(str, arguments)]
+        return subprocess.run(
+            command, stdin=terminal, capture_output=True, text=True, check=False, timeout=60
+        )
+    finally:
+        os.close(terminal)
+        os.close(typed)
+
+
+def test_pruning_asks_with_the_counts(filled, url):
+    pruning = ("prune", url, "--days", 1, "--tenant", "t2=36500")
+    count = ("query", url, "--all-tenants", "-n", 0, "-f", "ndjson")
+    done = answer("n\n", *pruning)
+    assert "Remove 21 events for good? [y/N]" in done.stderr
+    assert done.returncode == 1
+    # Nobody is there to be asked.
+    assert "give --yes" in run(*pruning, status=2).stderr
+    assert run(*count).stdout.count("\n") == 22
+    done = answer("y\n", *pruning)
+    assert (done.returncode, done.stdout.split()[-1]) == (0, "21")
+    assert run(*count).stdout.count("\n") == 1
+
+
+def test_more_events_than_a_page_has_are_shown_while_following(tmp_path, url):
+    now = utc_now()
+    store(tmp_path, event(moment=now))
+    command = [SCRIPT, "tail", url, "-t", "t1", "-n", "1", "--interval", "0.05", "-f", "ndjson"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        process.stdout.readline()
+        events = [event(number, moment=now) for number in range(12_000)]
+        store(tmp_path, *events)
+        found = []
+        while events[-1].id not in found[-1:]:
+            found.append(json.loads(process.stdout.readline())["id"])
+        process.send_signal(signal.SIGINT)
+        assert not process.stdout.read()
+    assert found == [stored.id for stored in events]
 
 
 def test_following_shows_each_event_once_as_it_arrives(tmp_path, url):
@@ -205,7 +332,9 @@ def test_following_shows_each_event_once_as_it_arrives(tmp_path, url):
     assert b"Traceback" not in err
 
 
-@pytest.mark.parametrize("command", [("query",), ("tail", "--no-follow"), ("prune", "--days", 1)])
+@pytest.mark.parametrize(
+    "command", [("query",), ("tail", "--no-follow"), ("prune", "--days", 1, "-y")]
+)
 def test_a_misspelt_database_is_not_made(tmp_path, command):
     if importlib.util.find_spec("chdb") is None:
         pytest.skip("chdb is missing: pip install -e '.[dev-all]'")
@@ -255,25 +384,27 @@ def test_a_damaged_envelope_is_listed(letters):
 def test_dead_letters_are_requeued(letters):
     folder, pending, dead = letters
     assert "not dead" in run("dlq", "requeue", folder, pending, status=1).stderr
-    assert "1 files" in run("dlq", "requeue", folder, "--all").stderr
+    assert "made pending: 1 file" in run("dlq", "requeue", folder, "--all").stderr
     found = json.loads(run("dlq", "list", folder, "--json").stdout)
     assert {file["name"]: file["state"] for file in found} == {pending: "pending", dead: "pending"}
 
 
 def test_dead_letters_are_deleted_after_a_question(letters):
     folder, pending, dead = letters
-    assert run("dlq", "delete", folder, pending, input="n\n", status=1)
-    assert (
-        "2 files with 3 events" in run("dlq", "delete", folder, pending, dead, input="y\n").output
-    )
+    assert answer("n\n", "dlq", "delete", folder, pending).returncode == 1
+    assert "give --yes" in run("dlq", "delete", folder, pending, input="y\n", status=2).stderr
+    assert len(json.loads(run("dlq", "list", folder, "--json").stdout)) == 2
+    done = answer("y\n", "dlq", "delete", folder, pending, dead)
+    assert "Remove 2 files with 3 events for good?" in done.stderr
+    assert done.stderr.endswith("removed: 2 files\n")
     assert json.loads(run("dlq", "list", folder, "--json").stdout) == []
 
 
 def test_dead_letters_are_inserted_now(tmp_path, letters, url):
     folder, _, dead = letters
     store(tmp_path)
-    assert "2 events" in run("dlq", "retry", folder, url, "--all").stderr
-    assert "1 events" in run("dlq", "retry", folder, url, dead).stderr
+    assert "inserted: 2 events" in run("dlq", "retry", folder, url, "--all").stderr
+    assert "inserted: 1 event" in run("dlq", "retry", folder, url, dead).stderr
     out = run("query", url, "--all-tenants", "-f", "ndjson").stdout
     assert sorted(json.loads(line)["entity_id"] for line in out.splitlines()) == ["1", "2", "3"]
     assert "no dead letters" in run("dlq", "list", folder).stderr
@@ -283,7 +414,7 @@ def test_a_dead_letter_may_be_named_as_its_file_is(letters):
     folder, pending, dead = letters
     for name in (pending, f"{pending}.batch", f"{dead}.batch.dead"):
         assert run("dlq", "show", folder, name, "-f", "ndjson").stdout
-    assert "1 files" in run("dlq", "requeue", folder, f"{dead}.batch.dead").stderr
+    assert "made pending: 1 file" in run("dlq", "requeue", folder, f"{dead}.batch.dead").stderr
     run("dlq", "delete", folder, f"{dead}.batch", f"{pending}.batch", "-y")
     assert "no dead letters" in run("dlq", "list", folder).stderr
 
@@ -323,7 +454,7 @@ def test_a_tenant_s_database_gets_no_other_tenant_s_events(tmp_path, tenants):
     (other,) = letters_of(tenants, "t2")
     for tenant in ((), ("-t", "t1")):
         assert run("dlq", "retry", tenants, url, other["name"], *tenant, status=2).stderr
-    assert "1 events" in run("dlq", "retry", tenants, url, "--all", "-t", "t1").stderr
+    assert "inserted: 1 event" in run("dlq", "retry", tenants, url, "--all", "-t", "t1").stderr
     out = run("query", url, "--all-tenants", "-f", "ndjson").stdout
     stored = [json.loads(line) for line in out.splitlines()]
     assert {row["tenant_id"] for row in stored} == {"t1"}
@@ -351,7 +482,7 @@ def test_dead_letters_of_several_tenants_are_not_mixed_where_nothing_says_that_t
 def test_a_tenant_that_never_had_a_database_may_be_given_one(tmp_path, tenants):
     store(tmp_path)
     assert (
-        "1 events"
+        "inserted: 1 event"
         in run(
             "dlq", "retry", tenants, f"sqlite:///{tmp_path}/audit.db", "--all", "-t", "t3"
         ).stderr
@@ -363,7 +494,7 @@ def test_a_tenant_s_dead_letters_alone_are_inserted(tmp_path, letters, url):
     folder, pending, dead = letters
     run("dlq", "requeue", folder, dead)
     store(tmp_path)
-    assert "1 events" in run("dlq", "retry", folder, url, "--all", "-t", "t2").stderr
+    assert "inserted: 1 event" in run("dlq", "retry", folder, url, "--all", "-t", "t2").stderr
     found = json.loads(run("dlq", "list", folder, "--json").stdout)
     assert [file["name"] for file in found] == [pending]
 
@@ -381,7 +512,7 @@ def test_what_was_refused_for_its_missing_tenant_is_not_inserted(
 ):
     store(tmp_path)
     assert "tenant_id=TENANT" in run("dlq", "retry", letters[0], url, tenantless, status=2).stderr
-    assert "2 events" in run("dlq", "retry", letters[0], url, "--all").stderr
+    assert "inserted: 2 events" in run("dlq", "retry", letters[0], url, "--all").stderr
     out = run("query", url, "--all-tenants", "-f", "ndjson").stdout
     assert sorted(json.loads(line)["entity_id"] for line in out.splitlines()) == ["1", "2"]
     assert tenantless in run("dlq", "list", letters[0]).stdout
@@ -395,7 +526,7 @@ def test_a_missing_tenant_may_be_given(tmp_path, letters, url, tenantless):
     assert run("dlq", "retry", folder, url, "--all", "--set", "tenant_id=t9", status=2).stderr
     assert run("dlq", "retry", folder, url, pending, "--set", "tenant_id=t9", status=1).stderr
     given = run("dlq", "retry", folder, url, tenantless, "--set", "tenant_id=t9").stderr
-    assert "1 events" in given
+    assert "inserted: 1 event" in given
     out = run("query", url, "--tenant", "t9", "-f", "ndjson").stdout
     assert [json.loads(line)["entity_id"] for line in out.splitlines()] == ["9"]
     assert tenantless not in run("dlq", "list", folder).stdout
@@ -410,8 +541,8 @@ def test_a_mixed_file_is_shown_and_inserted(tmp_path, letters, url):
     assert "(several)" in run("dlq", "list", folder).stdout
     shown = run("dlq", "show", folder, name, "-f", "ndjson").stdout
     assert [json.loads(line)["tenant_id"] for line in shown.splitlines()] == ["t1", "t2"]
-    assert "2 events" in run("dlq", "retry", folder, url, "--all", "-t", "t1").stderr
-    assert "2 events" in run("dlq", "retry", folder, url, name).stderr
+    assert "inserted: 2 events" in run("dlq", "retry", folder, url, "--all", "-t", "t1").stderr
+    assert "inserted: 2 events" in run("dlq", "retry", folder, url, name).stderr
     assert pending not in run("dlq", "list", folder).stdout
 
 
@@ -423,7 +554,7 @@ def test_a_tenant_s_database_gets_its_part_of_a_mixed_file(tmp_path, tenants):
     ]
     name = queue.put(None, rows, "spilled", mixed=True)
     url = f"sqlite:///{tmp_path}/t1.db"
-    assert "2 events" in run("dlq", "retry", tenants, url, name, "-t", "t1").stderr
+    assert "inserted: 2 events" in run("dlq", "retry", tenants, url, name, "-t", "t1").stderr
     assert [event.tenant_id for event in queue.show(name)] == ["t2"]
     assert queue.list()[-1].envelope.attempts == 0
     assert run("dlq", "retry", tenants, url, name, "-t", "t1", status=2).stderr
@@ -434,7 +565,7 @@ def test_a_file_that_a_service_works_on_is_left_to_it(tmp_path, letters, url):
     store(tmp_path)
     claim = DeadLetterQueue(folder / "dlq", DlqOptions()).claim(pending, "pending")
     assert "retried just now" in run("dlq", "delete", folder, pending, "-y", status=1).stderr
-    assert "1 files are left" in run("dlq", "retry", folder, url, pending, status=1).stderr
+    assert "left: 1 file, e.g. " in run("dlq", "retry", folder, url, pending, status=1).stderr
     claim.put_back()
     run("dlq", "delete", folder, pending, "-y")
 
@@ -508,6 +639,10 @@ def test_the_program_runs(tmp_path, filled, url, program):
     assert json.loads(done.stdout)["entity_id"] == "20"
     done = subprocess.run([*program, "query", "x"], capture_output=True, check=False)
     assert done.returncode == 2
+
+
+def test_the_program_names_its_version():
+    assert run("--version").stdout == f"logbun {__version__}\n"
 
 
 def test_who_reads_only_the_first_lines_is_no_error(tmp_path, url):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["Command"]
+__all__ = ["Command", "Raw", "Yes"]
+
+Raw = Annotated[
+    bool, typer.Option("--raw", help="With csv: write cells verbatim. Not safe for spreadsheets.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 class Command(TyperCommand):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,13 +13,16 @@ from typing import Annotated, Final
 import typer
 from msgspec.structs import replace
 
-from logbun_logging.adapters.base import Adapter, FileAdapter
+from logbun_logging.adapters.base import Adapter, FileAdapter, PruneReport
 from logbun_logging.adapters.factory import create_adapter
-from logbun_logging.cli.commands import Command
+from logbun_logging.cli.commands import Command, Raw, Yes
 from logbun_logging.cli.output import (
     Format,
     LineFormat,
+    confirm,
+    counted,
     friendly,
+    require_terminal,
     show_events,
     show_line,
     show_table,
@@ -47,34 +50,32 @@ Url = Annotated[
     str,
     typer.Argument(
         envvar="LOGBUN_URL",
-        help="The database, as in dictConfig: sqlite:///audit.db, libsql://..., clickhouse://...",
+        help="The database's URL: sqlite:///audit.db, libsql://..., clickhouse://...",
     ),
 ]
 Tenant = Annotated[
-    str | None, typer.Option("--tenant", "-t", help="Whose events; by default those of no tenant.")
+    str | None,
+    typer.Option("--tenant", "-t", help="Whose events. By default: those of no tenant."),
 ]
-AllTenants = Annotated[bool, typer.Option("--all-tenants", help="The events of every tenant.")]
+AllTenants = Annotated[bool, typer.Option("--all-tenants", help="Events of every tenant.")]
 Action = Annotated[
     list[str] | None,
-    typer.Option("--action", "-a", help="An action, or a prefix like 'course.*'; may be repeated."),
+    typer.Option("--action", "-a", help="An action, or a prefix like 'course.*'. May be repeated."),
 ]
-Actor = Annotated[str | None, typer.Option("--actor", help="Who did it.")]
-EntityType = Annotated[str | None, typer.Option("--entity-type", help="The kind of thing.")]
-EntityId = Annotated[str | None, typer.Option("--entity-id", help="The thing.")]
-Outcome = Annotated[str | None, typer.Option("--outcome", help="How it ended.")]
-RequestId = Annotated[str | None, typer.Option("--request-id", help="The request or trace.")]
+Actor = Annotated[str | None, typer.Option("--actor", help="Only this actor_id.")]
+EntityType = Annotated[str | None, typer.Option("--entity-type", help="Only this entity_type.")]
+EntityId = Annotated[str | None, typer.Option("--entity-id", help="Only this entity_id.")]
+Outcome = Annotated[str | None, typer.Option("--outcome", help="Only this outcome.")]
+RequestId = Annotated[str | None, typer.Option("--request-id", help="Only this request_id.")]
 Since = Annotated[
     str | None,
-    typer.Option("--since", "-s", help="Not before: a time in ISO 8601, or 90m, 24h, 7d."),
+    typer.Option("--since", "-s", help="Not before: ISO 8601, or back from now: 90m, 24h, 7d."),
 ]
 Until = Annotated[str | None, typer.Option("--until", "-u", help="Not after, in the same forms.")]
 
 #: How far ``tail`` looks back each time, in seconds: batches of several tenants, and of several
 #: processes, do not arrive in the order of their events.
 _LOOK_BACK: Final = 60
-
-#: Events that ``tail`` shows of one look, at most.
-_MOST: Final = 10_000
 
 _SPAN: Final = re.compile(r"(\d{1,9})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -139,9 +140,10 @@ def query(
     request_id: RequestId = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="0 for all.")] = 50,
-    cursor: Annotated[str | None, typer.Option(help="Go on where a page ended.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="How many; 0 for all.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Continue after this page.")] = None,
     form: Annotated[Format, typer.Option("--format", "-f")] = Format.TABLE,
+    raw: Raw = False,
 ) -> None:
     """Show events, newest first."""
     filters = make_filters(
@@ -164,11 +166,13 @@ def query(
             yield event
 
     with open_database(url) as adapter:
-        count = show_events(noted(_Search(adapter, scope, filters).newest(limit, after)), form)
+        count = show_events(
+            noted(_Search(adapter, scope, filters).newest(limit, after)), form, raw=raw
+        )
     if not count:
-        warn("no events" + ("" if scope else "; these are the events of no tenant: see --tenant"))
+        warn("no events" + ("" if scope else "; without --tenant, events of no tenant are shown"))
     elif limit and count == limit and form is Format.TABLE:
-        warn(f"{count} events; for more: --cursor {encode_cursor(last[0])}")
+        warn(f"{counted(count, 'event')}; for more: --cursor {encode_cursor(last[0])}")
 
 
 @friendly
@@ -183,12 +187,15 @@ def tail(
     entity_id: EntityId = None,
     outcome: Outcome = None,
     request_id: RequestId = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Start with so many.")] = 10,
-    follow: Annotated[bool, typer.Option(help="Go on until interrupted.")] = True,
-    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Older events at first.")] = 10,
+    follow: Annotated[bool, typer.Option(help="Keep showing new events until interrupted.")] = True,
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two queries.")] = 1.0,
     form: Annotated[LineFormat, typer.Option("--format", "-f")] = LineFormat.TEXT,
 ) -> None:
-    """Show the newest events, oldest first, and go on with those that arrive."""
+    """Show the newest events, oldest first, and then new ones as they arrive.
+
+    Events that reach the database more than a minute late are not shown: use query for those.
+    """
     filters = make_filters(
         action=action or None,
         actor_id=actor,
@@ -200,9 +207,8 @@ def tail(
     scope = _scope(tenant, all_tenants=all_tenants)
     with open_database(url) as adapter:
 
-        def recent(start: str) -> list[AuditEvent]:
-            search = _Search(adapter, scope, replace(filters, start=start))
-            return list(search.newest(_MOST))[::-1]
+        def recent(start: str) -> Iterator[AuditEvent]:
+            return _Search(adapter, scope, replace(filters, start=start)).newest(0)
 
         start = _look_back()
         seen = {event.id for event in recent(start)}
@@ -212,9 +218,21 @@ def tail(
         while follow:
             time.sleep(interval)
             before, start = start, _look_back()
-            events = recent(before)
-            _show_lines([event for event in events if event.id not in seen], form)
-            seen = {event.id for event in events}
+            unseen, seen = _unseen(recent(before), seen)
+            _show_lines(unseen, form)
+
+
+def _unseen(
+    events: Iterator[AuditEvent], seen: Collection[str]
+) -> tuple[list[AuditEvent], set[str]]:
+    """Return those of *events* (newest first) that are new, oldest first, and the ids of all."""
+    unseen: list[AuditEvent] = []
+    ids: set[str] = set()
+    for event in events:
+        ids.add(event.id)
+        if event.id not in seen:
+            unseen.append(event)
+    return unseen[::-1], ids
 
 
 def _look_back() -> str:
@@ -236,24 +254,37 @@ def prune(
     url: Url,
     *,
     days: Annotated[
-        int | None, typer.Option(min=1, help="Remove events that are older than so many days.")
+        int | None, typer.Option(min=1, help="Remove events older than this many days.")
     ] = None,
     tenant: Annotated[
         list[str] | None,
         typer.Option(
-            "--tenant", "-t", help="Other days for one tenant: TENANT=DAYS; may be repeated."
+            "--tenant", "-t", help="Other days for one tenant: TENANT=DAYS. May be repeated."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and remove nothing.")] = False,
+    yes: Yes = False,
 ) -> None:
-    """Remove old events."""
+    """Remove old events for good. Counts them and asks first."""
     tenants = dict(_tenant_days(item) for item in tenant or ())
     if days is None and not tenants:
         raise ConfigurationError("--days", None, "a number of days, or --tenant TENANT=DAYS")
+    ask = not (yes or dry_run)
+    if ask:
+        require_terminal()
     with open_database(url) as adapter:
-        report = adapter.prune(days, tenants=tenants, dry_run=dry_run)
+        if ask or dry_run:
+            report = adapter.prune(days, tenants=tenants, dry_run=True)
+            _show_pruned(report, "would be removed")
+        if ask:
+            confirm(f"Remove {counted(sum(report.values()), 'event')} for good?")
+        if not dry_run:
+            _show_pruned(adapter.prune(days, tenants=tenants), "removed")
+
+
+def _show_pruned(report: PruneReport, title: str) -> None:
     rows = [("all others" if name is None else name, count) for name, count in report.items()]
-    show_table(["tenant", "would be removed" if dry_run else "removed"], rows)
+    show_table(["tenant", title], rows)
 
 
 def _tenant_days(item: str) -> tuple[str, int]:
@@ -266,7 +297,7 @@ def _tenant_days(item: str) -> tuple[str, int]:
 def _scope(tenant: str | None, *, all_tenants: bool) -> TenantScope:
     if all_tenants:
         if tenant is not None:
-            raise QueryError("--tenant and --all-tenants: allowed is one of them")
+            raise QueryError("--tenant and --all-tenants: give one of them")
         return ALL_TENANTS
     if tenant == "":
         raise QueryError("--tenant='': allowed is a tenant, or no --tenant for those of none")
@@ -280,5 +311,5 @@ def _moment(option: str, text: str | None) -> str | None:
             return utc_text(option, datetime.now(UTC) - ago)
         return utc_text(option, text)
     except (QueryError, OverflowError):
-        allowed = "a time in ISO 8601, e.g. 2026-01-31T12:00Z, or so long ago: 90m, 24h, 7d"
+        allowed = "a time in ISO 8601, e.g. 2026-01-31T12:00Z, or back from now: 90m, 24h, 7d"
         raise QueryError(f"{option}={text!r}: allowed is {allowed}") from None

@@ -16,9 +16,18 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from logbun_logging.cli.commands import Command
+from logbun_logging.cli.commands import Command, Raw, Yes
 from logbun_logging.cli.events import Url, open_database
-from logbun_logging.cli.output import Format, friendly, show_events, show_json, show_table, warn
+from logbun_logging.cli.output import (
+    Format,
+    confirm,
+    counted,
+    friendly,
+    show_events,
+    show_json,
+    show_table,
+    warn,
+)
 from logbun_logging.dlq import DeadLetterQueue, DlqFile
 from logbun_logging.errors import ConfigurationError, LogbunError
 from logbun_logging.event import AuditEvent, decode_event
@@ -38,7 +47,7 @@ Folder = Annotated[
 Name = Annotated[
     str, typer.Argument(help="The file's name, as 'dlq list' shows it or as it is on the disk.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 State = Literal["pending", "processing", "dead"]
 
 #: What a dead letter's file is called behind its name.
@@ -60,9 +69,9 @@ def register(app: typer.Typer) -> None:
 
 @friendly
 def stats(folder: Folder, *, as_json: Json = False) -> None:
-    """Show how large the write-ahead logs are, and what waits in the dead-letter queue.
+    """Show the size of the write-ahead logs and what is in the dead-letter queue.
 
-    What in a write-ahead log is delivered already, only its process knows: trail.stats() tells.
+    Only the process that writes a log knows what in it is delivered: see trail.stats().
     """
     queue = _queue(folder)
     logs = {instance: _files(instance) for instance in _instances(folder)}
@@ -88,18 +97,20 @@ def stats(folder: Folder, *, as_json: Json = False) -> None:
 def wal(
     folder: Folder,
     *,
-    events: Annotated[bool, typer.Option("--events", help="Show the events in them.")] = False,
+    events: Annotated[bool, typer.Option("--events", help="Show events, not files.")] = False,
     form: Annotated[Format, typer.Option("--format", "-f")] = Format.TABLE,
+    raw: Raw = False,
 ) -> None:
-    """Show the write-ahead logs: whose they are, and what is in them.
+    """Show the write-ahead log of each process.
 
-    A segment is deleted when everything in it is delivered; until then it may show events that are
-    delivered already.
+    A segment is deleted when all its events are delivered. Until then it has delivered ones, too.
     """
     _check(folder)
     if events:
-        show_events(_wal_events(folder), form)
+        show_events(_wal_events(folder), form, raw=raw)
         return
+    if raw or form is Format.CSV:
+        raise ConfigurationError("--format", form.value, "table, json or ndjson without --events")
     found = list(_segments(folder))
     names = ("process", "alive", "segment", "events", "damaged", "bytes", "oldest")
     rows = [(s.instance, s.alive, s.name, s.events, s.damaged, s.size, s.oldest) for s in found]
@@ -118,10 +129,10 @@ def wal(
 def dlq_list(
     folder: Folder,
     *,
-    state: Annotated[State | None, typer.Option("--state", "-s")] = None,
+    state: Annotated[State | None, typer.Option("--state", "-s", help="Only these.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the files, oldest first."""
+    """List the files, oldest first."""
     files = _queue(folder).list(state)
     if as_json:
         show_json([_described(file) for file in files])
@@ -138,10 +149,11 @@ def dlq_show(
     name: Name,
     *,
     form: Annotated[Format, typer.Option("--format", "-f")] = Format.TABLE,
+    raw: Raw = False,
 ) -> None:
     """Show the events in a file."""
     queue = _queue(folder)
-    show_events(queue.show(_find(queue, name).name), form)
+    show_events(queue.show(_find(queue, name).name), form, raw=raw)
 
 
 @friendly
@@ -151,14 +163,14 @@ def dlq_requeue(
     *,
     every: Annotated[bool, typer.Option("--all", help="All dead files.")] = False,
 ) -> None:
-    """Let the service try dead files again, at its next scan."""
+    """Make dead files pending: the service tries them again at its next scan."""
     queue = _queue(folder)
     done = 0
     for name in _chosen(queue, names, every=every, state="dead"):
         if not queue.requeue(name):
-            raise LogbunError(f"{name} is not dead (any more); {done} files are pending again")
+            raise LogbunError(f"{name} is not dead; made pending so far: {counted(done, 'file')}")
         done += 1
-    warn(f"{done} files are pending again")
+    warn(f"made pending: {counted(done, 'file')}")
 
 
 @friendly
@@ -169,18 +181,18 @@ def dlq_retry(
     *,
     every: Annotated[bool, typer.Option("--all", help="All pending files.")] = False,
     tenant: Annotated[
-        str | None, typer.Option("--tenant", "-t", help="Only this tenant's, whose database it is.")
+        str | None, typer.Option("--tenant", "-t", help="Only this tenant's events.")
     ] = None,
     repair: Annotated[
         str | None,
-        typer.Option("--set", help="tenant_id=TENANT: whose events are that named no tenant."),
+        typer.Option("--set", help="tenant_id=TENANT: give it to events of no tenant."),
     ] = None,
 ) -> None:
-    """Insert files into a database now; dead ones as well, if they are named.
+    """Insert files into a database now. Dead files must be named.
 
-    What a process that has died left in its write-ahead log is delivered, too. Where each tenant
-    has a database of its own, --tenant says whose this one is; nothing of others gets into it.
-    Events that the service has refused, because they name no tenant, are given one by --set.
+    The write-ahead logs of dead processes are delivered with them. Where each tenant has its own
+    database, --tenant says whose this one is. Only that tenant's events get into it. The service
+    refuses events that name no tenant, if it requires one. Use --set to name it.
     """
     queue = _queue(folder)
     owner = clean_tenant_id(tenant) if tenant else None
@@ -198,9 +210,9 @@ def dlq_retry(
         inserted = sum(trail.dlq.retry(name) for name in chosen)
         left = {file.name for file in trail.dlq.list() if _is_left(trail.dlq, file, owner)}
         left &= set(chosen)
-    warn(f"{inserted} events are in the database now")
+    warn(f"inserted: {counted(inserted, 'event')}")
     if left:
-        raise LogbunError(f"{len(left)} files are left, {min(left)} for one: see dlq list")
+        raise LogbunError(f"left: {counted(len(left), 'file')}, e.g. {min(left)}; see dlq list")
 
 
 @friendly
@@ -208,18 +220,19 @@ def dlq_delete(
     folder: Folder,
     names: Annotated[list[str], typer.Argument(help="Names of pending or dead files.")],
     *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
-    """Remove files, and the events in them, for good."""
+    """Remove files and their events for good. Asks first."""
     queue = _queue(folder)
     files = [_find(queue, name) for name in names]
     if not yes:
         count = sum(file.envelope.count if file.envelope else 0 for file in files)
-        typer.confirm(f"Remove {len(files)} files with {count} events for good?", abort=True)
+        files_and_events = f"{counted(len(files), 'file')} with {counted(count, 'event')}"
+        confirm(f"Remove {files_and_events} for good?")
     for file in files:
         if not queue.delete(file.name):
-            raise LogbunError(f"{file.name} is being retried just now")
-    warn(f"{len(files)} files are removed")
+            raise LogbunError(f"{file.name} is being retried just now: try again later")
+    warn(f"removed: {counted(len(files), 'file')}")
 
 
 # ── the write-ahead log ──

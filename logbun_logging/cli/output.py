@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -23,7 +24,10 @@ from logbun_logging.event import FIELDS, AuditEvent
 __all__ = [
     "Format",
     "LineFormat",
+    "confirm",
+    "counted",
     "friendly",
+    "require_terminal",
     "show_events",
     "show_json",
     "show_line",
@@ -50,6 +54,13 @@ _SHOWN: Final = (
     "ip_address",
 )
 _FEWEST: Final = 4
+
+#: What a terminal takes for an order, or a program for the end of a line: controls (C0, DEL, C1),
+#: line and paragraph separators, and marks that turn the direction of text.
+_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+#: What makes a cell a formula for a spreadsheet; the last four are the wide forms of the first.
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 class Format(StrEnum):
@@ -99,17 +110,56 @@ def warn(message: str) -> None:
     typer.echo(_printable(message), err=True)
 
 
-def show_events(events: Iterable[AuditEvent], form: Format) -> int:
-    """Write events to stdout as they come, a table excepted; return how many there were."""
+def require_terminal() -> None:
+    """Refuse to go on where nobody can be asked.
+
+    Raises:
+        typer.Exit: stdin is no terminal.
+    """
+    if not sys.stdin.isatty():
+        raise _failure("this removes events for good, and nobody can be asked: give --yes", 2)
+
+
+def confirm(question: str) -> None:
+    """Ask before events are removed for good.
+
+    Raises:
+        typer.Abort: the answer is no.
+        typer.Exit: nobody can be asked.
+    """
+    require_terminal()
+    typer.confirm(question, abort=True, err=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and what it counts: ``1 file``, ``2 files``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def show_events(events: Iterable[AuditEvent], form: Format, *, raw: bool = False) -> int:
+    """Write events to stdout as they come, a table excepted; return how many there were.
+
+    Args:
+        events: the events.
+        form: how they are written.
+        raw: write the cells of CSV verbatim, which a spreadsheet may take for formulas.
+
+    Raises:
+        ConfigurationError: *raw* with another format.
+    """
+    if raw and form is not Format.CSV:
+        raise ConfigurationError("--raw", raw, "--raw with --format csv only")
     if form is Format.NDJSON:
-        return _each(events, lambda event: _write(msgspec.json.encode(event)))
+        return _each(events, lambda event: _write(_json(_fields(event))))
     if form is Format.CSV:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+        # Python 3.11 and 3.12 leave a bare carriage return unquoted, and cannot read it back.
+        quoting: Final = csv.QUOTE_ALL if raw else csv.QUOTE_MINIMAL
+        writer = csv.writer(sys.stdout, lineterminator="\n", quoting=quoting)
         writer.writerow(FIELDS)
-        return _each(events, lambda event: writer.writerow(_cells(event)))
+        return _each(events, lambda event: writer.writerow(_cells(event, raw=raw)))
     found = list(events)
     if form is Format.JSON:
-        _write(msgspec.json.format(msgspec.json.encode(found)))
+        show_json(list(map(_fields, found)))
     elif found:
         columns = {name: [_cell(getattr(event, name)) for event in found] for name in _SHOWN}
         names = [name for name in _SHOWN if any(columns[name])]
@@ -117,13 +167,13 @@ def show_events(events: Iterable[AuditEvent], form: Format) -> int:
         show_table(fitting, zip(*(columns[name] for name in fitting), strict=True))
         if fitting != names:
             left_out = ", ".join(names[len(fitting) :])
-            warn(f"left out, for want of room: {left_out}; see --format")
+            warn(f"the terminal is too narrow for {left_out}: see --format")
     return len(found)
 
 
 def show_json(value: object) -> None:
     """Write one value to stdout as JSON."""
-    _write(msgspec.json.format(msgspec.json.encode(value)))
+    _write(msgspec.json.format(_json(value)))
 
 
 def show_line(line: str) -> None:
@@ -167,16 +217,35 @@ def _each(events: Iterable[AuditEvent], write: Callable[[AuditEvent], Any]) -> i
     return count
 
 
-def _write(data: bytes) -> None:
-    sys.stdout.write(data.decode() + "\n")
+def _write(text: str) -> None:
+    sys.stdout.write(text + "\n")
 
 
-def _cells(event: AuditEvent) -> list[str]:
-    values = [getattr(event, name) for name in FIELDS]
-    return [
-        msgspec.json.encode(value).decode() if isinstance(value, dict) else value or ""
-        for value in values
-    ]
+def _fields(event: AuditEvent) -> dict[str, Any]:
+    """Return every field: encoded as it is, an event leaves out those that are empty."""
+    return msgspec.structs.asdict(event)
+
+
+def _json(value: object) -> str:
+    """Return *value* as JSON in which no character is an order to a terminal."""
+    text = msgspec.json.encode(value).decode()
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _cells(event: AuditEvent, *, raw: bool) -> list[str]:
+    cells = []
+    for value in _fields(event).values():
+        if isinstance(value, dict):
+            cells.append(_json(value))
+        else:
+            cells.append(value or "" if raw else _safe_cell(value or ""))
+    return cells
+
+
+def _safe_cell(text: str) -> str:
+    """Return *text* on one line, and so that no spreadsheet takes it for a formula."""
+    escaped = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return f"'{escaped}" if text.startswith(_FORMULA) else escaped
 
 
 def _cell(value: object) -> str:
