@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
 
 import pytest
 
+from logbun_logging.logger import AuditLogger
 from logbun_logging.options import WalOptions
 from logbun_logging.queueing import RecordQueue
 from logbun_logging.wal.segment import Segment
 from logbun_logging.wal.writer import WalWriter
-from tests.fakes import wait_until
+from tests.fakes import SharedMemoryAdapter, wait_until
 from tests.faults.rig import ROOT
 
 
@@ -69,3 +71,31 @@ def test_a_signal_handler_may_log_while_another_thread_is_woken(tmp_path, rings)
         caller.join(10)
         assert not caller.is_alive()
     assert "ring" in interrupted
+
+
+def test_a_signal_handler_may_log_for_new_tenants_while_the_trail_is_looked_at(
+    make_trail, make_logger
+):
+    trail = make_trail(adapter=SharedMemoryAdapter())
+    audit = AuditLogger(make_logger(trail.handler))
+    audit.fire("first", tenant_id="first")
+    assert trail.flush(20)
+    signals = itertools.count()
+    looked = []
+
+    def interrupt(_frame, _event, _argument):
+        audit.fire("signal", tenant_id=f"t{next(signals)}")  # without an actor, which is counted
+
+    def look():
+        sys.setprofile(interrupt)
+        looked.append(trail.stats()["accepted"])
+        looked.append(trail.flush(0.0))
+        sys.setprofile(None)
+
+    caller = threading.Thread(target=look, daemon=True)
+    caller.start()
+    caller.join(30)
+    assert not caller.is_alive()
+    assert len(looked) == 2
+    assert trail.flush(20)
+    assert trail.stats()["accepted"] == next(signals) + 1
