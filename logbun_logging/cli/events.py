@@ -273,11 +273,11 @@ def prune(
     if ask:
         require_terminal()
     with open_database(url) as adapter:
-        if ask or dry_run:
+        if not yes or dry_run:
             report = adapter.prune(days, tenants=tenants, dry_run=True)
             _show_pruned(report, "would be removed")
-        if ask:
-            confirm(f"Remove {counted(sum(report.values()), 'event')} for good?")
+            if ask:
+                confirm(f"Remove {counted(sum(report.values()), 'event')} for good?")
         if not dry_run:
             _show_pruned(adapter.prune(days, tenants=tenants), "removed")
 
