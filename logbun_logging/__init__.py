@@ -25,6 +25,7 @@ from logbun_logging.context import (
 from logbun_logging.errors import (
     AdapterUnavailableError,
     BatchTooLargeError,
+    ClockError,
     ConfigurationError,
     LogbunError,
     NotReadyError,
@@ -60,6 +61,7 @@ __all__ = [
     "AuditTrail",
     "BatchTooLargeError",
     "BatchingAuditHandler",
+    "ClockError",
     "ConfigurationError",
     "LogbunError",
     "NotReadyError",

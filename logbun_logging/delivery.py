@@ -66,10 +66,15 @@ class TimedCalls:
     """Runs calls with a time-out, on threads that are kept for the next call.
 
     A call that does not return in time keeps its thread, which ends when the call does.
+
+    Args:
+        name: of the threads.
+        option: which sets the time-out, for the message.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, option: str = "insert_timeout") -> None:
         self._name = name
+        self._option = option
         self._idle: queue.SimpleQueue[_Runner] = queue.SimpleQueue()
         self._lock = threading.Lock()
         #: Calls that were given up and have not returned, by database. Written under the lock.
@@ -119,7 +124,7 @@ class TimedCalls:
                 if not result.done.is_set():
                     result.abandoned = True
                     self._hanging[database] += 1
-                    raise NoAnswerError(f"no answer within insert_timeout={timeout:g} s")
+                    raise NoAnswerError(f"no answer within {self._option}={timeout:g} s")
         self._idle.put(runner)
         return result.get()
 

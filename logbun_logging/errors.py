@@ -13,6 +13,7 @@ __all__ = [
     "AdapterUnavailableError",
     "BatchTooLargeError",
     "BusyError",
+    "ClockError",
     "ConfigurationError",
     "LogbunError",
     "NoAnswerError",
@@ -99,6 +100,10 @@ class PruneError(LogbunError):
         more = ", ..." if len(failures) > len(shown) else ""
         text = f"{len(failures)} databases could not be pruned, {len(report)} were"
         super().__init__(f"{text} ({'; '.join(shown)}{more})")
+
+
+class ClockError(LogbunError):
+    """The clock is far from where it was, so nothing is pruned: look at it, or wait."""
 
 
 class QueryError(LogbunError, ValueError):

@@ -19,7 +19,7 @@ from logbun_logging.errors import ConfigurationError
 from logbun_logging.messages import shown
 from logbun_logging.redaction import DEFAULT_RULES, Redactor
 from logbun_logging.unknown_fields import UnknownFieldsMode
-from logbun_logging.values import clean_tenant_id
+from logbun_logging.values import clean_tenant_id, plain_text
 
 __all__ = [
     "BatchingOptions",
@@ -125,11 +125,13 @@ class RetentionOptions(msgspec.Struct, frozen=True, kw_only=True):
         days: events older than this are pruned; None keeps them.
         cron: five-field cron expression, in UTC.
         tenants: days for single tenants.
+        timeout: seconds for one database.
     """
 
     days: int | None = None
     cron: str = "0 0 * * *"
     tenants: Mapping[str, int] = msgspec.field(default_factory=dict)
+    timeout: float = 600.0
 
     def check_ttl(self, ttl: int | None) -> None:
         """Check that a database whose own retention is *ttl* days keeps everything long enough.
@@ -249,6 +251,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "pool.max_active_connections": (1, 100_000),
     "pool.idle_timeout": (0.1, 86_400.0),
     "retention.days": (1, 36_500),
+    "retention.timeout": (1.0, 86_400.0),
     "limits.max_total_queued": (1, 100_000_000),
     "limits.max_queued_bytes": (100_000, 2**40),
     "limits.max_string_bytes": (256, 64_000),
@@ -419,8 +422,10 @@ def _cron(option: str, value: Any) -> str:
 def _tenant_days(option: str, value: Any) -> dict[str, int]:
     if not isinstance(value, Mapping):
         raise ConfigurationError(option, value, "a mapping of tenant ids to days")
-    days = {clean_tenant_id(str(tenant)): value[tenant] for tenant in value}
+    days = {clean_tenant_id(plain_text(tenant)): value[tenant] for tenant in value}
     low, high = _RANGES["retention.days"]
+    if "" in days:
+        raise ConfigurationError(f"{option}['']", days[""], "absent: it is the id of no tenant")
     for tenant, number in days.items():
         if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
             allowed = f"a whole number from {low:,} to {high:,}"

@@ -155,7 +155,7 @@ REPORTS: Final[Mapping[str, Kind]] = {
     ),
     "retention_failed": Kind(
         _ERROR,
-        "Could not prune a database: {reason}.",
+        "Could not prune: {reason}.",
         "It is tried again at the next time of retention.cron.",
     ),
     "pruned": Kind(

@@ -422,7 +422,7 @@ class AuditTrail:
                 self.prune()
         return passed
 
-    def prune(self, *, dry_run: bool = False) -> PruneReport:
+    def prune(self, *, dry_run: bool = False, trust_clock: bool = False) -> PruneReport:
         """Prune now, by ``retention``, and return the rows removed, by tenant.
 
         None stands for all tenants that have no days of their own. Without ``retention.days`` and
@@ -430,16 +430,20 @@ class AuditTrail:
 
         Args:
             dry_run: remove nothing, only count what would go.
+            trust_clock: prune although the clock is far from where it was when it was looked at
+                last: it is right. The scheduled runs believe it from then on, too.
 
         Raises:
-            PruneError: some databases could not be pruned; it has the report of all others.
+            PruneError: some databases could not be pruned; it has the report of all others. None
+                was if a failure is a :class:`~logbun_logging.errors.ClockError`.
         """
         with self._open_for_now():
-            return self.pipeline.retention.prune(dry_run=dry_run)
+            retention = self.pipeline.retention
+            return retention.prune(dry_run=dry_run, trust_clock=trust_clock)
 
-    async def aprune(self, *, dry_run: bool = False) -> PruneReport:
+    async def aprune(self, *, dry_run: bool = False, trust_clock: bool = False) -> PruneReport:
         """Do what :meth:`prune` does without blocking the event loop."""
-        return await in_thread(self.prune, dry_run=dry_run)
+        return await in_thread(self.prune, dry_run=dry_run, trust_clock=trust_clock)
 
     async def aready(self, timeout: float = 10.0) -> bool:  # noqa: ASYNC109 - as its twin
         """Do what :meth:`ready` does without blocking the event loop."""

@@ -25,6 +25,7 @@ from logbun_logging.event import encode_event, new_event_id, utc_now
 from logbun_logging.namespace import Namespace
 from logbun_logging.options import DlqOptions
 from logbun_logging.query import Pagination, make_filters
+from logbun_logging.values import clean_tenant_id
 from tests.fakes import MemoryAdapter
 
 SCRIPT = Path(sys.executable).with_name("logbun")
@@ -310,6 +311,14 @@ def test_more_events_than_a_page_has_are_shown_while_following(tmp_path, url):
         process.send_signal(signal.SIGINT)
         assert not process.stdout.read()
     assert found == [stored.id for stored in events]
+
+
+def test_days_for_a_tenant_hold_however_long_its_id_is(tmp_path, url):
+    tenant = "a" * 3000
+    store(tmp_path, event(1, tenant_id=clean_tenant_id(tenant)), event(2, tenant_id="t2"))
+    run("prune", url, "--days", 1, "--tenant", f"{tenant}=36500", "--yes")
+    left = run("query", url, "--all-tenants", "-f", "ndjson").stdout
+    assert [json.loads(line)["entity_id"] for line in left.splitlines()] == ["1"]
 
 
 def test_following_shows_each_event_once_as_it_arrives(tmp_path, url):

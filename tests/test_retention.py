@@ -17,17 +17,27 @@ from itertools import count
 
 import pytest
 
-from logbun_logging import AdapterUnavailableError, AuditTrail, ConfigurationError, PruneError
+from logbun_logging import (
+    AdapterUnavailableError,
+    AuditTrail,
+    ClockError,
+    ConfigurationError,
+    PruneError,
+)
 from logbun_logging.adapters import SQLiteAdapter
+from logbun_logging.clock import utc_clock
 from logbun_logging.event import AuditEvent
 from logbun_logging.options import PoolOptions, RetentionOptions
 from logbun_logging.pool import TenantPool
+from logbun_logging.query import Filters, Pagination
 from logbun_logging.reporting import Reporter
-from logbun_logging.retention import Retention, utc_clock
+from logbun_logging.retention import Retention
 from logbun_logging.stats import Counters
 from logbun_logging.tenancy import SingleDatabase
 from logbun_logging.tenants import TenantRegistry
+from logbun_logging.testing import MemoryAdapter
 from logbun_logging.threads import Threads
+from tests.fakes import wait_until
 
 START = datetime(2026, 3, 31, 15, 0, tzinfo=UTC)
 _numbers = count()
@@ -38,11 +48,18 @@ in_a_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWar
 
 
 class Clock:
+    """The wall clock, which may be set, and the one that only goes on."""
+
     def __init__(self, now=START):
         self.now = now
+        self.running = 0.0
 
     def __call__(self):
         return self.now
+
+    def go_on(self, **time):
+        self.now += timedelta(**time)
+        self.running += timedelta(**time).total_seconds()
 
 
 def events(tenant, days_ago, number=1, now=START):
@@ -92,7 +109,12 @@ class Process:
             counters=self.counters,
             reporter=self.reporter,
             clock=clock,
+            running=lambda: clock.running,
         )
+
+    def wake_up(self):
+        """Do what the thread does at least once a minute."""
+        self.retention.wake_up()
 
     @property
     def heard(self):
@@ -335,13 +357,12 @@ def runs(process, clock, until, most=3):
     """Return the times at which it prunes, with the clock going on to each next time."""
     times = []
     process.retention.catch_up()
-    while len(times) < most:
-        clock.now += timedelta(seconds=process.retention._job.seconds_left())
-        if clock.now > until:
-            break
+    while len(times) < most and clock.now <= until:
         before = len(process.heard)
-        process.retention.run_pending()
+        process.retention.wake_up()
         times += [clock.now] * (len(process.heard) > before)
+        clock.go_on(seconds=min(6 * 86_400, process.retention._job.seconds_left()))
+    assert {name for name, _ in process.heard} == {"pruned"}
     return times
 
 
@@ -431,6 +452,250 @@ def test_a_bad_cron_expression_fails_at_set_up(cron, tmp_path):
 def test_the_wall_clock_is_in_utc():
     assert abs(utc_clock().timestamp() - time.time()) < 5
     assert utc_clock().tzinfo is UTC
+
+
+# ── a clock that is wrong ──
+
+
+def start(make, tmp_path, clock, *, ages=(1, 100), **options):
+    """Return a process that has begun, with events that are so many days old."""
+    process = make(clock, **options)
+    process.retention.catch_up()
+    fill(tmp_path / "a.db", "t1", *ages)
+    return process
+
+
+def store(path, tenant, clock):
+    """Store an event by *clock*, as the application goes on doing."""
+    adapter = SQLiteAdapter(path)
+    adapter.init()
+    adapter.bulk_insert(tenant, events(tenant, 0, now=clock.now))
+    adapter.close()
+
+
+def refusal(process):
+    """Return the reason of the one report, which must be of retention that has not run."""
+    ((name, details),) = process.heard
+    assert (name, process.counters["pruned"]) == ("retention_failed", 0)
+    return details["reason"]
+
+
+@pytest.mark.parametrize("days", [30, 365, 3650])
+def test_a_clock_that_jumps_ahead_removes_nothing_and_is_reported(make, tmp_path, days):
+    clock = Clock()
+    process = start(make, tmp_path, clock)
+    clock.go_on(seconds=60)
+    clock.now += timedelta(days=days)
+    store(tmp_path / "a.db", "t1", clock)
+    process.wake_up()
+    assert f"{days}.0 days after the last time that is certain (2026-03-31 15:00)" in refusal(
+        process
+    )
+    assert "trail.prune(trust_clock=True), or wait" in refusal(process)
+    with pytest.raises(PruneError, match="nothing is pruned") as raised:
+        process.retention.prune()
+    assert isinstance(raised.value.failures[None], ClockError)
+    assert ages(tmp_path / "a.db", "t1") == [100, 1, 0]
+
+
+def test_once_the_clock_is_right_again_what_is_old_goes(make, tmp_path):
+    clock = Clock()
+    process = start(make, tmp_path, clock)
+    clock.now += timedelta(days=365)
+    process.wake_up()
+    assert process.counters["retention_failures"] == 1
+    clock.now -= timedelta(days=365)
+    process.wake_up()
+    clock.go_on(hours=9)
+    process.wake_up()
+    assert process.counters["pruned"] == 1
+    assert ages(tmp_path / "a.db", "t1") == [1]
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_process_that_starts_with_a_wrong_clock_removes_nothing(make, tmp_path, by_hand):
+    clock = Clock()
+    start(make, tmp_path, clock)
+    clock.now += timedelta(days=365)
+    process = make(clock)
+    if by_hand:
+        with pytest.raises(PruneError):
+            process.retention.prune()
+    else:
+        process.retention.catch_up()
+    assert "365.0 days after" in refusal(process)
+    assert ages(tmp_path / "a.db", "t1") == [100, 1]
+
+
+def test_a_service_that_was_off_for_a_year_prunes_after_a_week(make, tmp_path):
+    clock = Clock()
+    start(make, tmp_path, clock)
+    clock.now += timedelta(days=365)
+    for _ in range(7):  # started anew each day
+        process = make(clock)
+        process.retention.catch_up()
+        assert "believed at 2027-04-07 15:00" in refusal(process)
+        clock.now += timedelta(days=1)
+    process = make(clock)
+    process.retention.catch_up()
+    assert process.counters["pruned"] == 2
+
+
+def test_a_job_that_runs_once_a_month_prunes_with_every_other_run(make, tmp_path):
+    clock = Clock()
+    start(make, tmp_path, clock)
+    found = []
+    for _ in range(4):
+        clock.now += timedelta(days=30)
+        process = make(clock)
+        process.retention.catch_up()
+        found.append(process.counters["retention_failures"])
+    assert found == [1, 0, 1, 0]
+
+
+def test_who_is_sure_of_the_clock_prunes_by_hand_and_the_schedule_follows(make, tmp_path):
+    clock = Clock()
+    start(make, tmp_path, clock)
+    clock.now += timedelta(days=365)
+    process = make(clock)
+    assert process.retention.prune(trust_clock=True) == {None: 2}
+    fill(tmp_path / "a.db", "t1", 100)
+    clock.go_on(days=1)
+    process.wake_up()
+    assert process.counters["pruned"] == 3
+    assert process.counters["retention_failures"] == 0
+
+
+def test_events_that_another_machine_has_stored_speak_for_the_clock(make, tmp_path):
+    clock = Clock()
+    start(make, tmp_path, clock)
+    clock.now += timedelta(days=365)
+    store(tmp_path / "a.db", "t1", Clock(clock.now - timedelta(hours=2)))
+    process = make(clock)
+    process.retention.catch_up()
+    assert process.counters["pruned"] == 2
+    assert process.counters["retention_failures"] == 0
+
+
+def test_events_by_the_wrong_clock_itself_do_not_speak_for_it(make, tmp_path):
+    clock = Clock()
+    process = start(make, tmp_path, clock)
+    clock.go_on(hours=8)
+    process.wake_up()
+    clock.now += timedelta(days=365)
+    for _ in range(40):
+        store(tmp_path / "a.db", "t1", clock)
+        process.wake_up()
+        clock.go_on(hours=1)
+    assert process.counters["pruned"] == 0
+    assert process.counters["retention_failures"] == 3
+
+
+def test_a_clock_that_jumps_twice_has_not_gone_on_for_a_week(make, tmp_path):
+    clock = Clock()
+    process = start(make, tmp_path, clock)
+    for _ in range(3):
+        clock.now += timedelta(days=365)
+        process.wake_up()
+    assert process.counters["retention_failures"] == 3
+    assert ages(tmp_path / "a.db", "t1") == [100, 1]
+
+
+def test_the_clock_is_watched_from_the_start_of_the_process_on(make, tmp_path):
+    clock = Clock()
+    process = make(clock)
+    fill(tmp_path / "a.db", "t1", 1)
+    clock.now += timedelta(days=3650)
+    with pytest.raises(PruneError):
+        process.retention.prune()
+    assert "3650.0 days after" in refusal(process)
+
+
+def test_a_clock_that_goes_back_stops_retention_no_longer_than_it_is_wrong(make, tmp_path):
+    clock = Clock()
+    process = start(make, tmp_path, clock)
+    clock.go_on(hours=9)
+    clock.now -= timedelta(days=365)
+    process.wake_up()
+    clock.go_on(days=1)
+    process.wake_up()
+    assert "363.6 days before" in process.heard[-1][1]["reason"]
+    clock.now += timedelta(days=365)
+    process.wake_up()
+    assert process.counters["pruned"] == 1
+    assert ages(tmp_path / "a.db", "t1") == [1]
+
+
+def test_no_event_goes_before_half_of_its_days_is_over(make, tmp_path):
+    clock = Clock()
+    process = start(make, tmp_path, clock, ages=(0,), tenants={"t1": 2})
+    clock.now += timedelta(days=1, hours=1)
+    process.wake_up()
+    assert "1.0 days after" in refusal(process)
+
+
+def test_each_tenants_database_is_spared_by_a_wrong_clock(make, make_pool, tmp_path):
+    clock = Clock()
+    process = make(clock, databases=make_pool(known=["t1", "t2"]))
+    process.retention.catch_up()
+    for tenant in ("t1", "t2"):
+        fill(tmp_path / f"{tenant}.db", tenant, 1)
+    clock.now += timedelta(days=365)
+    store(tmp_path / "t2.db", "t2", clock)
+    process.wake_up()
+    assert "nothing is pruned" in refusal(process)
+    assert [ages(tmp_path / f"{tenant}.db", tenant) for tenant in ("t1", "t2")] == [[1], [1, 0]]
+    store(tmp_path / "t2.db", "t2", Clock(clock.now - timedelta(hours=2)))
+    clock.go_on(days=1)
+    process.wake_up()
+    assert process.counters["pruned"] == 2, "t2's event speaks for the clock of the namespace"
+
+
+def test_an_adapter_of_ones_own_needs_nothing_more_to_be_spared(make):
+    adapter = MemoryAdapter()
+    clock = Clock()
+    process = make(clock, adapter=adapter)
+    process.retention.catch_up()
+    adapter.bulk_insert("t1", events("t1", 1))
+    clock.now += timedelta(days=365)
+    process.wake_up()
+    assert "nothing is pruned" in refusal(process)
+    assert len(adapter.query("t1", Filters(), Pagination(limit=10))) == 1
+
+
+# ── a database that hangs ──
+
+
+def hanging(tmp_path, release, tenant="t2"):
+    class Hanging(SQLiteAdapter):
+        def prune(self, *args, **options):
+            release.wait(30)
+            return super().prune(*args, **options)
+
+    return lambda name: (Hanging if name == tenant else SQLiteAdapter)(tmp_path / f"{name}.db")
+
+
+def test_a_database_that_hangs_is_reported_and_the_others_are_pruned(make, make_pool, tmp_path):
+    release = threading.Event()
+    for tenant in ("t1", "t2", "t3"):
+        fill(tmp_path / f"{tenant}.db", tenant, 100)
+    clock = Clock()
+    pool = make_pool(hanging(tmp_path, release), known=["t1", "t2", "t3"])
+    process = make(clock, databases=pool, timeout=0.2)
+    process.retention.catch_up()
+    clock.go_on(days=1)
+    process.wake_up()
+    try:
+        assert process.counters["pruned"] == 2
+        ((_, failure), _) = process.heard
+        assert failure["tenant_id"] == "t2"
+        assert "no answer within retention.timeout=0.2 s" in failure["reason"]
+        with (tmp_path / "ns" / "retention.json").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free for other processes
+    finally:
+        release.set()
+    assert wait_until(lambda: process.counters["pruned"] == 3), "what comes late counts, too"
+    assert wait_until(lambda: "logbun-prune" not in {t.name for t in threading.enumerate()})
 
 
 # ── several processes ──
@@ -553,6 +818,24 @@ def test_a_trail_prunes_by_hand(make_trail, tmp_path):
     assert trail.stats()["pruned"] == 1
 
 
+@pytest.mark.parametrize("tenant", ["a" * 3000, "ä" * 1500, "a\0b", "a\ud800", 17])
+def test_days_for_a_tenant_hold_whatever_its_events_make_of_its_id(make_trail, tmp_path, tenant):
+    trail = make_trail(retention={"days": 1, "tenants": {tenant: 36_500}})
+    logger = logging.Logger("audit")  # noqa: LOG001 - one of its own
+    logger.addHandler(trail.handler)
+    logger.info("a.b", extra={"tenant_id": tenant})
+    assert trail.flush(10)
+    stored = trail.query(tenant_id=str(tenant)).logs[0].tenant_id
+    old(tmp_path, stored)
+    assert trail.prune() == {stored: 0, None: 0}
+    assert len(trail.query(tenant_id=str(tenant)).logs) == 2
+
+
+def test_no_tenant_at_all_can_have_days_of_its_own(make_trail):
+    with pytest.raises(ConfigurationError, match=r"retention\.tenants\[''\]"):
+        make_trail(retention={"tenants": {"": 7}})
+
+
 def test_maintenance_by_hand_prunes_and_survives_failures(make_trail, tmp_path):
     trail = make_trail(adapter=Unreachable(tmp_path / "a.db"), retention={"days": 90})
     assert trail.run_maintenance()
@@ -597,8 +880,7 @@ def test_a_shutdown_does_not_wait_for_a_database_that_takes_its_time(make_trail,
 
     stamp = tmp_path / "data" / "kept" / "retention.json"
     stamp.parent.mkdir(parents=True)
-    before = json.dumps({"v": 1, "done_up_to": "2020-01-01T00:00:00Z"})
-    stamp.write_text(before)
+    stamp.write_text(json.dumps({"v": 1, "done_up_to": "2020-01-01T00:00:00Z"}))
     trail = make_trail(adapter=Slow(tmp_path / "a.db"), retention={"days": 90})
     trail.ready()
     assert started.wait(10)
@@ -608,7 +890,8 @@ def test_a_shutdown_does_not_wait_for_a_database_that_takes_its_time(make_trail,
     assert time.monotonic() - begun < 6
     release.set()
     thread.join(10)
-    assert stamp.read_text() == before, "the next start makes up for it"
+    after = json.loads(stamp.read_text())
+    assert after["done_up_to"] == "2020-01-01T00:00:00Z", "the next start makes up for it"
     assert trail.stats()["retention_failures"] == 0
 
 

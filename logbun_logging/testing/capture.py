@@ -95,7 +95,7 @@ class _Capture:
         def ready(_trail: AuditTrail, timeout: float = 0) -> bool:  # noqa: ARG001 - as its original
             return True
 
-        def prune(_trail: AuditTrail, *, dry_run: bool = False) -> PruneReport:  # noqa: ARG001
+        def prune(_trail: AuditTrail, **_options: bool) -> PruneReport:
             return {}
 
         def run_maintenance(_trail: AuditTrail) -> bool:
