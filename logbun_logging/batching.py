@@ -7,8 +7,8 @@ they leave in the order in which they came; an event leaves in the same step in 
 counted, so :meth:`Buffers.books` is right at every moment.
 
 Who calls what: ``admit`` the application's threads; ``readmit`` recovery; ``put`` the listener;
-``take``, ``settle``, ``settle_part`` and ``retry_later`` the flush workers; ``overfull`` the
-spiller. Whoever has taken entries owns them until one of these gives them back.
+``take``, ``settle``, ``settle_part``, ``retry_later`` and ``dead_letter_later`` the flush workers;
+``overfull`` the spiller. Whoever has taken entries owns them until one of these gives them back.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Any, Final, Literal
 
 from logbun_logging.backpressure import CROWDED, RESERVED, SPACIOUS, Decision, Policy, decide
 from logbun_logging.event import Entry
-from logbun_logging.lane import Lane
+from logbun_logging.lane import Lane, Shipment
 from logbun_logging.options import BatchingOptions, LimitOptions
+from logbun_logging.packing import DeadBatches
 from logbun_logging.places import Places
 from logbun_logging.stats import Counters
 
-__all__ = ["Admission", "Buffers", "Shipment"]
+__all__ = ["Admission", "Buffers"]
 
 #: What becomes of a call: admitted, refused because it is to be dropped, or no room in memory.
 Admission = Literal["admitted", "drop", "full"]
@@ -45,9 +46,8 @@ _LOOK: Final = 0.25
 #: More lanes than this are not kept for tenants that have nothing waiting.
 _IDLE_LANES: Final = 4096
 
-
-#: What a worker takes: lanes, each with the entries of its batches, in order.
-Shipment = list[tuple[Lane, list[Entry]]]
+#: How long dead batches wait for others while somebody waits for them, in seconds.
+_SHORT_LINGER: Final = 0.1
 
 
 class Buffers:
@@ -101,6 +101,7 @@ class Buffers:
         self._doubtful: deque[Lane] = deque()  # ready, but it is not known that the database works
         self._aging: deque[tuple[float, Lane]] = deque()
         self._retries: list[tuple[float, int, Lane]] = []
+        self._dead = DeadBatches()
         self._tie = 0
         self._flushing = 0
         self._waiting = 0
@@ -284,8 +285,9 @@ class Buffers:
         while self._retries and self._retries[0][0] <= now:
             lane = heapq.heappop(self._retries)[2]
             self._queue(lane, lane.since)
-        times = [waiting[0][0] for waiting in (self._aging, self._retries) if waiting]
-        return min(times) - now if times else None
+        times = [waiting[0][0] - now for waiting in (self._aging, self._retries) if waiting]
+        dead = self._dead.due_in(now, self._patience())
+        return min(times if dead is None else [*times, dead], default=None)
 
     # ── the flush workers ──
 
@@ -294,16 +296,22 @@ class Buffers:
 
         The lanes are the caller's until it settles them, so no tenant's order can be broken. Under
         load every lane gets an equal share, so no tenant starves another.
+
+        Lanes whose batches go to the DLQ come by themselves: :attr:`Lane.unsent` says why.
         """
         with self._lock:
             deadline = None if timeout is None else self._clock() + timeout
             while True:
+                if shipment := self._ship_dead():
+                    return shipment
                 pause = self._queue_due()
                 queue = self._takeable()
                 linger = self._linger()
                 if queue and linger <= 0:
                     shipment = self._ship(queue)
                     if shipment:
+                        if self._retries or self._dead:
+                            self._work.notify()  # another worker looks when they are due
                         return shipment
                     continue  # what was due has been spilled or given up meanwhile
                 if queue:
@@ -357,6 +365,27 @@ class Buffers:
             left -= len(entries)
         return shipment
 
+    def _ship_dead(self) -> Shipment:
+        """Take the batches that go to the DLQ, if they have waited long enough for each other."""
+        if self._dead.due_in(self._clock(), self._patience()) != 0:
+            return []
+        shipment: Shipment = []
+        for lane in self._dead.take():
+            entries = [*lane.retrying]
+            lane.retrying = []
+            if entries:  # they have not been given up meanwhile
+                lane.in_flight = entries
+                shipment.append((lane, entries))
+        return shipment
+
+    def _patience(self) -> float:
+        """Return the seconds that dead batches wait for each other."""
+        if self._closed:
+            return 0.0
+        hurry = self._flushing or self._waiting or self.crowded()
+        interval = self._batching.flush_interval
+        return min(interval, _SHORT_LINGER) if hurry else interval
+
     def _linger(self) -> float:
         """Return the seconds that the due lanes should still wait for company."""
         if not self._ready or self._flushing or self._waiting or self._closed or not self._many:
@@ -404,6 +433,7 @@ class Buffers:
         lane.busy = False
         lane.in_flight = []
         lane.attempt = 0
+        lane.unsent = ""
         self._leave_place(lane)
         if lane.entries:
             now = self._clock()
@@ -435,8 +465,24 @@ class Buffers:
                 lane.failed_at = self._clock()
             lane.retrying, lane.in_flight = entries, []
             lane.attempt += 1
+            lane.unsent = ""
             self._tie += 1
             heapq.heappush(self._retries, (self._clock() + delay, self._tie, lane))
+            self._leave_place(lane)
+            self._work.notify()
+
+    def dead_letter_later(self, lane: Lane, entries: list[Entry], reason: str) -> None:
+        """Keep the lane's batch until it goes to the DLQ, with others that come soon.
+
+        They are taken together after ``flush_interval``, or as soon as they fill a file. Does
+        nothing for a batch that is not in flight.
+        """
+        with self._lock:
+            if lane.in_flight is not entries:
+                return
+            lane.retrying, lane.in_flight = entries, []
+            lane.unsent = reason
+            self._dead.add(lane, self._clock())
             self._leave_place(lane)
             self._work.notify()
 
@@ -501,6 +547,7 @@ class Buffers:
 
             self._flushing += 1
             self._queue_all(self._clock())
+            self._work.notify_all()  # dead batches wait no longer for each other
             try:
                 return self._room.wait_for(settled, max(0.0, deadline - self._clock()))
             finally:

@@ -128,6 +128,11 @@ class FileDelivery:
         return max(1, size)
 
     @property
+    def tried_all(self) -> bool:
+        """It did not end early."""
+        return self._stopped_at is None
+
+    @property
     def complete(self) -> bool:
         """Everything is in the database."""
         return not self._left and self._stopped_at is None
@@ -151,8 +156,10 @@ class FileDelivery:
             if self._delivery.shared:
                 self._insert(groups)
             else:
-                for group in groups:
-                    self._insert([group])
+                for tenant, rows in groups:
+                    size = min(self.piece, self._delivery.batch_size(tenant))
+                    for at in range(0, len(rows), size):
+                        self._insert([(tenant, rows[at : at + size])])
 
     def _next_size(self) -> int:
         """Return how much to read: little after an outage, to see whether anything gets through."""

@@ -11,7 +11,9 @@ own sake:
 - The scans of several processes count as one: a file that has failed is left alone for
   ``retry.scan_interval``.
 
-Whoever asks by hand has every file tried at once, and the last two rules do not hold.
+Whoever asks by hand has every file tried at once. That counts by the same rules, so that workers
+which all ask by a timer give no file up early. A file that is asked for by its name is always
+tried, and each failure but an outage counts.
 """
 
 from __future__ import annotations
@@ -46,8 +48,9 @@ _CLAIMABLE: Final[tuple[State, ...]] = ("pending", "dead", "processing")
 class _Scan:
     """What one scan, or one try by hand, has found out so far."""
 
-    def __init__(self, delivery: Delivery, *, by_hand: bool) -> None:
-        self.by_hand = by_hand
+    def __init__(self, delivery: Delivery, *, by_hand: bool = False, named: bool = False) -> None:
+        self.by_hand = by_hand or named
+        self.named = named
         self.began = time.time()
         self.health = Health(delivery)
         self.inserted = 0
@@ -115,7 +118,7 @@ class DlqScanner:
 
     def retry(self, name: str) -> int:
         """Try one file now, whatever its state; return how many events were inserted."""
-        scan = _Scan(self._delivery, by_hand=True)
+        scan = _Scan(self._delivery, named=True)
         try:
             any(self._try(name, state, scan) for state in _CLAIMABLE)
         finally:
@@ -195,7 +198,11 @@ class DlqScanner:
         )
 
     def _counts(self, one: FileDelivery, scan: _Scan) -> bool:
-        if scan.by_hand or one.verdicts != {Verdict.FAILED}:
+        if scan.named:
+            return True
+        if not self._is_due(one.envelope, scan.began):
+            return False
+        if one.verdicts != {Verdict.FAILED}:
             return True
         age = max(0.0, _age(one.envelope.last_failed_at, time.time()))
         moment = time.monotonic() - age
@@ -238,9 +245,11 @@ class DlqScanner:
             last_failed_at=utc_timestamp(scan.began) if counts else envelope.last_failed_at,
             tenant_required=envelope.tenant_required or one.tenant_missing,
         )
-        # What looks like an outage is one row's fault: no other is given up with it.
-        dead = counts and attempts >= self._retry.max_scan_attempts
-        dead = dead and (not outage or one.piece == 1)
+        dead = counts and attempts >= self._retry.max_scan_attempts and one.tried_all
+        # What looks like an outage is one row's fault: no other is given up with it. Nor is a row
+        # that has met few of them, in a file that has failed often for another tenant's rows.
+        enough = one.piece == 1 and failed.outages >= self._retry.max_scan_attempts
+        dead = dead and (not outage or enough)
         events = one.claim.fail(failed, one.keeps, dead=dead)
         if dead:
             self._counters.add("poisoned", events)

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
-from logbun_logging.batching import Buffers, Shipment
+from logbun_logging.batching import Buffers
 from logbun_logging.delivery import Delivery, Outcome, Verdict
 from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.event import Entry
-from logbun_logging.lane import Lane
+from logbun_logging.lane import Lane, Shipment
 from logbun_logging.options import RetryOptions
 from logbun_logging.packing import packed
 from logbun_logging.reporting import Reporter
@@ -150,8 +150,12 @@ class Flusher:
         """Deliver, and leave no batch without an owner, whatever goes wrong."""
         failed: list[_Failure] = []
         try:
-            self._deliver(shipment, failed)
-            self._all_failed(failed)
+            if shipment[0][0].unsent:
+                for together in packed(shipment):
+                    self._dead_letter_together(together)
+            else:
+                self._deliver(shipment, failed)
+                self._all_failed(failed)
         except Exception as error:
             outcome = Outcome(Verdict.FAILED, f"{type(error).__name__}: {error}")
             self._reporter.report("delivery_failed", reason=outcome.reason)
@@ -216,11 +220,9 @@ class Flusher:
     def _all_failed(self, failed: Sequence[_Failure]) -> None:
         """Try again later, or else save what can be saved of each batch and dead-letter the rest.
 
-        Those that fail together are tried again together, and in an outage they share a file.
+        Those that fail together are tried again together. Those that meet an outage share files.
         """
         jitter = 0.9 + 0.2 * self._rng()
-        outage: Shipment = []
-        reason = ""
         for lane, entries, outcome in failed:
             self._reporter.report(
                 "insert_failed",
@@ -234,22 +236,19 @@ class Flusher:
                 delay = self._retry.base_delay * 2**lane.attempt * jitter
                 self._buffers.retry_later(lane, entries, min(delay, _LONGEST_DELAY))
             elif outcome.verdict is Verdict.OUTAGE and not self._is_suspect(lane):
-                outage.append((lane, entries))
-                reason = outcome.reason
+                self._buffers.dead_letter_later(lane, entries, outcome.reason)
             else:
                 self._save(lane, entries, suspect=outcome.verdict is Verdict.OUTAGE)
-        for together in packed(outage):
-            self._dead_letter_together(together, reason)
 
     def _is_suspect(self, lane: Lane) -> bool:
         """Tell whether what looks like an outage is the batch's own fault: other inserts work."""
         since = lane.failed_at if lane.attempt else lane.since
         return self._delivery.stored_since(lane.tenant_id, since)
 
-    def _dead_letter_together(self, together: Shipment, reason: str) -> None:
+    def _dead_letter_together(self, together: Shipment) -> None:
         fates = [Counter[str]() for _ in together]
         batches = [(lane.tenant_id, entries) for lane, entries in together]
-        homeless = self._dead_letter(batches, reason, fates)
+        homeless = self._dead_letter(batches, together[-1][0].unsent, fates)
         for (lane, entries), left, fate in zip(together, homeless, fates, strict=True):
             self._settle(lane, entries, left, fate)
 

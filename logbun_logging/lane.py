@@ -7,7 +7,7 @@ from typing import Final
 
 from logbun_logging.event import Entry
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "Shipment"]
 
 #: A tenant whose turn has not come, or whose insert has not ended, for so many seconds, is held up.
 #: Until then a full buffer is a burst, and a burst is not an outage.
@@ -33,6 +33,7 @@ class Lane:
         "settled",
         "since",
         "tenant_id",
+        "unsent",
     )
 
     def __init__(self, tenant_id: str | None) -> None:
@@ -51,6 +52,7 @@ class Lane:
         self.batch_at = 0  # how many entries had come before the oldest of either
         self.attempt = 0  # how often that has been tried
         self.failed_at = 0.0  # when that failed first
+        self.unsent = ""  # why that goes to the DLQ, if it does
 
     @property
     def queued(self) -> int:
@@ -75,3 +77,7 @@ class Lane:
     def held_up(self, now: float) -> bool:
         """Tell whether the database does not keep up with this tenant."""
         return self.attempt > 0 or ((self.busy or self.ready) and now - self.since > _HELD_UP_AFTER)
+
+
+#: What a worker takes: lanes, each with the entries of its batches, in order.
+Shipment = list[tuple[Lane, list[Entry]]]

@@ -153,10 +153,9 @@ class Redelivery:
                 now = self._clock()
                 with self._pass_lock:
                     self._recovery.release()
-                    if now >= next_adoption:
+                    if self._recovery.running or now >= next_adoption:
                         next_adoption = now + self._retry.scan_interval
-                        if not self._recovery.run():
-                            next_adoption = now  # as soon as the database answers
+                        self._recovery.run()
                     elif opened and not self.held_up():
                         self._recovery.read_parked()
                     if now >= next_scan or (self._scan_soon and opened):

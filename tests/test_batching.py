@@ -356,3 +356,72 @@ def test_empty_memory_lets_one_event_of_any_size_in(clock):
     buffers.settle(lane, entries, {"inserted": 1})
     assert buffers.admit(Entry("t", b"x")) == "admitted"
     assert buffers.admit(Entry("t", b"x" * 300_000)) == "full"
+
+
+def fail_for_good(buffers, tenants, reason="down"):
+    """Take one batch of each, which no insert takes."""
+    lanes = []
+    for tenant in tenants:
+        fill(buffers, tenant, 1)
+        ((lane, found),) = buffers.take(0)
+        buffers.dead_letter_later(lane, found, reason)
+        lanes.append(lane)
+    return lanes
+
+
+def test_batches_that_go_to_the_dlq_wait_for_each_other_but_not_for_long(clock):
+    buffers = make(clock, many=False, max_size=1, flush_interval=5.0)
+    fail_for_good(buffers, ["a", "b"])
+    clock.now += 4
+    fail_for_good(buffers, ["c"])
+    assert buffers.take(0) == []
+    clock.now += 1
+    shipment = buffers.take(0)
+    assert [lane.tenant_id for lane, _ in shipment] == ["a", "b", "c"]
+    assert {lane.unsent for lane, _ in shipment} == {"down"}
+    for lane, found in shipment:
+        buffers.settle(lane, found, {"dead_lettered": 1})
+    assert (buffers.events, buffers.books()["dead_lettered"]) == (0, 3)
+    assert buffers.take(0) == []
+
+
+def test_batches_that_fill_a_file_wait_no_longer(clock):
+    buffers = make(clock, many=False, max_size=1, flush_interval=3600.0)
+    fail_for_good(buffers, ["a"])
+    entry = Entry("b", b"x" * 1024 * 1024)
+    assert buffers.admit(entry) == "admitted"
+    buffers.put([entry])
+    ((lane, found),) = buffers.take(0)
+    buffers.dead_letter_later(lane, found, "down")
+    assert [lane.tenant_id for lane, _ in buffers.take(0)] == ["a", "b"]
+
+
+def test_a_tenant_s_next_batch_waits_for_the_one_that_goes_to_the_dlq(clock):
+    buffers = make(clock, many=False, max_size=1, flush_interval=5.0)
+    (lane,) = fail_for_good(buffers, ["t"])
+    second = fill(buffers, "t", 1)
+    assert buffers.take(0) == []
+    clock.now += 5
+    ((_, first),) = buffers.take(0)
+    buffers.settle(lane, first, {"dead_lettered": 1})
+    ((same, found),) = buffers.take(0)
+    assert (same, found, same.unsent) == (lane, second, "")
+
+
+def test_what_cannot_be_written_to_the_dlq_is_tried_again_as_a_batch(clock):
+    buffers = make(clock, many=False, max_size=1, flush_interval=5.0)
+    fail_for_good(buffers, ["t"])
+    clock.now += 5
+    ((lane, found),) = buffers.take(0)
+    buffers.retry_later(lane, found, 1.0)
+    clock.now += 1
+    ((lane, again),) = buffers.take(0)
+    assert (again, lane.unsent) == (found, "")
+
+
+def test_batches_on_their_way_to_the_dlq_are_given_up_with_the_rest(clock):
+    buffers = make(clock, many=False, max_size=1, flush_interval=5.0)
+    fail_for_good(buffers, ["a", "b"])
+    assert [lane.tenant_id for lane, _ in buffers.drain()] == ["a", "b"]
+    clock.now += 5
+    assert buffers.take(0) == []

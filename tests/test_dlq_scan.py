@@ -263,6 +263,58 @@ def test_what_a_tenant_s_database_takes_leaves_a_mixed_file_and_the_rest_stays(f
     assert [event.tenant_id for event in worker.queue.show(name)] == ["poison"]
 
 
+def test_a_mixed_file_that_fails_often_gives_up_no_tenant_whose_database_flaps(folder):
+    adapter = MemoryAdapter(RejectedEventsError)
+    adapter.poison = "poison"
+    real = adapter.bulk_insert
+    flaps = False
+
+    def bulk_insert(tenant_id, events):
+        if flaps and tenant_id == "flaps":
+            raise AdapterUnavailableError("down")
+        return real(tenant_id, events)
+
+    adapter.bulk_insert = bulk_insert
+    worker = make(folder, adapter, databases=TenantDatabases(adapter))
+    rows = [payload("poison", "poison"), payload("good", "flaps")]
+    name = worker.queue.put(None, rows, "x", mixed=True)
+    claim = worker.queue.claim(name, "pending")
+    failed = msgspec.structs.replace(claim.envelope(), attempts=2)
+    claim.fail(failed, lambda _: True, dead=False)
+    let_time_pass(worker.queue, 60)
+    for _ in range(4):
+        flaps = True
+        worker.scan()
+        flaps = False
+        worker.delivery.attempt([("flaps", [payload("live", "flaps")])])
+        let_time_pass(worker.queue, 60)
+    assert attempts(worker.queue) == [("pending", 4)]
+    worker.scan()
+    assert attempts(worker.queue) == [("dead", 5)]
+    assert [event.action for event in worker.queue.show(name)] == ["poison"]
+
+
+def test_a_tenant_s_part_of_a_mixed_file_is_no_larger_than_its_database_takes(folder):
+    adapter = MemoryAdapter()
+    sizes = []
+
+    def bulk_insert(tenant_id, events):
+        sizes.append(len(events))
+        if len(events) > 30:
+            raise AdapterUnavailableError("connection reset")
+        for event in events:
+            adapter.events[event.id] = event
+
+    adapter.bulk_insert = bulk_insert
+    worker = make(folder, adapter, databases=TenantDatabases(adapter))
+    worker.delivery.attempt([("slow", [payload(str(n), "slow") for n in range(50)])])
+    rows = [payload(str(n), "slow" if n % 2 else "other") for n in range(50)]
+    worker.queue.put(None, rows, "x", mixed=True)
+    assert worker.scan() == 50
+    assert max(sizes[1:]) == 25
+    assert worker.queue.list() == []
+
+
 def test_an_envelope_that_lies_brings_no_event_into_another_tenant_s_database(folder):
     adapter = MemoryAdapter()
     worker = make(folder, adapter, databases=TenantDatabases(adapter))
@@ -325,3 +377,31 @@ def test_a_file_is_tried_by_name_whenever_somebody_asks(folder):
     adapter.poison = None
     assert worker.retry(name) == 1
     assert worker.retry(name) == 0
+
+
+def test_scans_by_hand_try_every_file_and_count_once_an_interval(folder):
+    adapter = MemoryAdapter(RejectedEventsError)
+    adapter.poison = "poison"
+    workers = [make(folder, adapter) for _ in range(5)]
+    queue = workers[0].queue
+    queue.put("t", [payload("poison")], "x")
+    for worker in workers:
+        tried = len(adapter.batches)
+        worker.scan(by_hand=True)
+        assert len(adapter.batches) > tried
+    assert attempts(queue) == [("pending", 1)]
+    let_time_pass(queue, 60)
+    for worker in workers:
+        worker.scan(by_hand=True)
+    assert attempts(queue) == [("pending", 2)]
+
+
+def test_a_scan_by_hand_counts_no_error_that_the_database_has_for_everything(folder):
+    adapter = MemoryAdapter(RuntimeError)
+    adapter.poison = "poison"
+    worker = make(folder, adapter)
+    name = worker.queue.put("t", [payload("poison")], "x")
+    worker.scan(by_hand=True)
+    assert attempts(worker.queue) == [("pending", 0)]
+    worker.retry(name)
+    assert attempts(worker.queue) == [("pending", 1)]

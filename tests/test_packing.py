@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 
-from logbun_logging import AuditLogger
+from logbun_logging import AdapterUnavailableError, AuditLogger
 from logbun_logging.event import Entry
 from logbun_logging.lane import Lane
 from logbun_logging.packing import packed
@@ -46,6 +47,50 @@ def test_an_outage_fills_a_few_files_however_many_tenants_there_are(make_trail, 
     assert wait_until(trail.dlq.is_empty)
     of_one = [int(e.entity_id) for e in adapter.events.values() if e.tenant_id == "t7"]
     assert of_one == [7, 1007, 2007]
+
+
+@pytest.mark.parametrize("mode", ["volatile", "durable"])
+def test_databases_that_are_all_down_fill_a_few_files(make_trail, make_logger, mode):
+    adapters = {}
+    down = threading.Event()
+    down.set()
+
+    def resolve(tenant):
+        if down.is_set():
+            raise AdapterUnavailableError("the control plane is down")
+        return adapters.setdefault(tenant, MemoryAdapter())
+
+    trail = make_trail(
+        adapter=None,
+        mode=mode,
+        tenancy={"mode": "database_per_tenant", "resolve_connection": resolve},
+        batching={"max_size": 10, "flush_interval": 0.5},
+        retry=QUICK,
+        dlq={"max_files": 60},
+    )
+    audit = AuditLogger(make_logger(trail.handler), level=logging.INFO)
+    for number in range(3000):
+        audit.fire("a", tenant_id=f"t{number % 300}", entity_id=str(number))
+
+    def outcome():
+        stats = trail.stats()
+        return (stats["dlq"]["pending_events"], stats["lost"], stats["wal"]["parked"])
+
+    assert wait_until(lambda: outcome() == (3000, 0, 0), 60), outcome()
+    assert trail.stats()["dlq"]["pending"] < 60
+    assert any(file.envelope.mixed for file in trail.dlq.list())
+    down.clear()
+
+    def stored():
+        return sum(len(adapter.events) for adapter in adapters.values())
+
+    assert wait_until(lambda: trail.run_maintenance() and stored() == 3000, 60)
+    assert wait_until(trail.dlq.is_empty)
+    stats = trail.stats()
+    assert (stats["inserted"], stats["redelivered"], stats["queued"]) == (3000, 3000, 0)
+    for name, adapter in adapters.items():
+        numbers = [int(event.entity_id) for event in adapter.events.values()]
+        assert numbers == [*range(int(name[1:]), 3000, 300)]
 
 
 def test_what_is_left_at_the_end_fills_a_few_files(make_trail, make_logger):

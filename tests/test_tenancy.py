@@ -355,14 +355,18 @@ def test_nothing_is_lent_without_a_tenant(makers):
 
 
 def test_an_event_without_a_tenant_is_dead_lettered_and_never_delivered(make_trail, makers):
-    trail = make_trail(retry={"max_retries": 0, "max_scan_attempts": 2, "first_scan": 3600})
+    retry = {"max_retries": 0, "scan_interval": 0.05, "max_scan_attempts": 2, "first_scan": 3600}
+    trail = make_trail(retry=retry)
     trail.log(None)
     trail.log("t1")
     assert trail.flush(30)
     assert trail.stats()["refused"] == 1
-    trail.run_maintenance()
-    trail.run_maintenance()
-    assert trail.stats()["dlq"]["dead_events"] == 1
+
+    def dead():
+        trail.run_maintenance()
+        return trail.stats()["dlq"]["dead_events"] == 1
+
+    wait_until(dead)
     assert makers.asked == ["t1"]
 
 

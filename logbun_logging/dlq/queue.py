@@ -256,8 +256,8 @@ class DeadLetterQueue:
     def retry(self, name: str | None = None) -> int:
         """Try to insert a pending or dead file now, or all pending ones, oldest first.
 
-        Returns how many events were inserted. A file that fails is treated as by a scan, and the
-        attempt counts.
+        Returns how many events were inserted. A file that fails is treated as by a scan. Without a
+        *name*, its attempt counts only if ``retry.scan_interval`` has passed since the last one.
 
         Args:
             name: the file; all that are pending by default.

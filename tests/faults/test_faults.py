@@ -105,23 +105,30 @@ def test_an_outage_is_never_held_against_a_batch(make_trail, make_logger):
 def test_a_poison_row_costs_nobody_else_and_ends_up_dead(make_trail, make_logger, error):
     adapter = MemoryAdapter(error)
     adapter.poison = "poison"
-    trail = make_trail(adapter=adapter, retry={**QUICK, "max_scan_attempts": 3})
+    retry = {**QUICK, "scan_interval": 0.05, "max_scan_attempts": 3}
+    trail = make_trail(adapter=adapter, retry=retry)
     audit = audit_for(trail, make_logger)
     for number in range(100):
         audit.fire("poison" if number == 61 else "good", tenant_id="t")
     assert trail.flush(20)
     assert len(adapter.events) == 99
     assert trail.stats()["dlq"]["pending_events"] == 1
-    for _ in range(3):
-        trail.run_maintenance()
-    assert trail.stats()["dlq"]["dead_events"] == 1
+
+    def dead():
+        audit.fire("later", tenant_id="t")  # the database takes other events meanwhile
+        done = trail.flush(20) and trail.run_maintenance()
+        return done and trail.stats()["dlq"]["dead_events"] == 1
+
+    assert wait_until(dead, 20)
     assert trail.stats()["poisoned"] == 1
     (file,) = trail.dlq.list("dead")
+    assert file.envelope.attempts == 3
     assert "poison" in file.envelope.reason
     adapter.poison = None
     assert trail.dlq.requeue(file.name)
     trail.run_maintenance()
-    assert len(adapter.events) == 100
+    actions = [event.action for event in adapter.events.values()]
+    assert (actions.count("good"), actions.count("poison")) == (99, 1)
 
 
 def test_one_tenants_poison_is_found_without_an_insert_for_each_other(make_trail, make_logger):
@@ -252,13 +259,20 @@ def test_a_log_that_cannot_be_read_to_its_end_at_once_strands_nothing(
 def test_attempts_survive_a_restart(make_trail, make_logger):
     adapter = MemoryAdapter()
     adapter.poison = "poison"
-    options = {"adapter": adapter, "retry": {**QUICK, "max_retries": 0, "max_scan_attempts": 3}}
-    trail = make_trail(**options)
+    retry = {**QUICK, "scan_interval": 0.05, "max_retries": 0, "max_scan_attempts": 3}
+    trail = make_trail(adapter=adapter, retry=retry)
     audit_for(trail, make_logger).fire("poison")
-    for _ in range(3):
+    assert trail.flush(20)
+    for attempts in range(1, 4):
+        audit_for(trail, make_logger).fire("good")  # the database takes other events meanwhile
         assert trail.flush(20)
-        trail.run_maintenance()
-        trail = make_trail(**options)
+
+        def counted(trail=trail, attempts=attempts):
+            trail.run_maintenance()
+            return [file.envelope.attempts for file in trail.dlq.list()] == [attempts]
+
+        assert wait_until(counted)
+        trail = make_trail(adapter=adapter, retry=retry)
     assert trail.stats()["dlq"]["dead"] == 1
 
 

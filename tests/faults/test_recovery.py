@@ -366,6 +366,19 @@ def test_a_log_is_given_back_when_an_outage_begins_while_it_is_read(
     assert trail.flush(20)
 
 
+def test_a_log_that_was_given_back_is_taken_again_before_the_next_scan(
+    make_trail, leave_behind, folder
+):
+    adapter = SharedMemoryAdapter()
+    trail = make_trail(adapter=adapter, mode="durable", retry={**QUICK, "scan_interval": 3600.0})
+    assert trail.ready()
+    recovery = trail.pipeline.recovery
+    assert wait_until(lambda: not recovery.running)
+    leave_behind(payloads(5))
+    recovery.running = True  # as when an outage has made us give back a log that was read
+    assert wait_until(lambda: len(adapter.events) == 5, 20)
+
+
 @pytest.mark.parametrize("damage", ["cut to nothing", "cut in half", "removed"])
 def test_parked_records_that_their_file_has_no_more_are_lost_and_reported(
     make_trail, make_logger, folder, damage
