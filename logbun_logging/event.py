@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 import msgspec
 import uuid_utils
@@ -22,6 +23,7 @@ __all__ = [
     "UNREADABLE",
     "AuditEvent",
     "Entry",
+    "Identifier",
     "decode_event",
     "decode_object",
     "encode_event",
@@ -32,6 +34,9 @@ __all__ = [
 
 #: The actor of an event that names none (counted in the statistics).
 UNKNOWN_ACTOR: Final = "unknown"
+
+#: What names a thing: it is stored as text.
+Identifier: TypeAlias = str | int | UUID
 
 
 class AuditEvent(msgspec.Struct, frozen=True, omit_defaults=True):

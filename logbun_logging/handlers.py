@@ -115,7 +115,7 @@ class BatchingAuditHandler(logging.Handler):
             return True
         try:
             return bool(self.filter(record))
-        except Exception:
+        except BaseException:  # SystemExit as well: the batch that it stands in goes on
             self.trail.pipeline.counters.add("filter_failures")
             self.handleError(record)
             return True

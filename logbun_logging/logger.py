@@ -10,13 +10,13 @@ import logging
 import logging.handlers
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, get_args
-from uuid import UUID
 
+from logbun_logging.event import Identifier
 from logbun_logging.handlers import BatchingAuditHandler
 from logbun_logging.record import AuditRecord
 from logbun_logging.reporting import LOGGER_NAME
 
-__all__ = ["AuditFields", "AuditLogger", "Identifier", "get_audit_logger"]
+__all__ = ["AuditFields", "AuditLogger", "get_audit_logger"]
 
 A = TypeVar("A", bound=str)
 
@@ -26,10 +26,6 @@ _LEADING_ON: Final = (
     logging.handlers.QueueHandler,
     logging.handlers.MemoryHandler,
 )
-
-
-#: What names a thing: it is stored as text.
-Identifier = str | int | UUID
 
 
 class AuditFields(TypedDict, total=False):

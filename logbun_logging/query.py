@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias, TypedDict, Unpack, get_args
 import msgspec
 
 from logbun_logging.errors import QueryError
-from logbun_logging.event import AuditEvent
+from logbun_logging.event import AuditEvent, Identifier
 from logbun_logging.messages import shown
 from logbun_logging.values import clean_text, plain_text
 
@@ -79,11 +79,11 @@ class QueryFilters(TypedDict, total=False):
     """
 
     action: str | Iterable[str] | None
-    actor_id: str | None
+    actor_id: Identifier | None
     entity_type: str | None
-    entity_id: str | None
+    entity_id: Identifier | None
     outcome: str | None
-    request_id: str | None
+    request_id: Identifier | None
     start_date: str | datetime | None
     end_date: str | datetime | None
 
@@ -147,8 +147,9 @@ def make_filters(**asked: Unpack[QueryFilters]) -> Filters:
         value = asked.get(field)
         if value is None:
             continue
-        if not isinstance(value, str):
-            raise QueryError(f"{field}={shown(field, value)}: allowed is a string")
+        if isinstance(value, bool) or not isinstance(value, Identifier):
+            allowed = "a string, or an id that is a number or a UUID"
+            raise QueryError(f"{field}={shown(field, value)}: allowed is {allowed}")
         pairs.append((field, clean_text(plain_text(value))))
     return Filters(
         actions=exact,

@@ -401,7 +401,8 @@ class AuditTrail:
         limit = self.options.flush_timeout if timeout is None else timeout
         delivered = self.pipeline.shutdown(limit)
         with _registry_lock:
-            if _trails.get(self.options.namespace) is self:
+            # An event may have opened the trail again meanwhile.
+            if _trails.get(self.options.namespace) is self and self.pipeline.finished:
                 del _trails[self.options.namespace]
                 _ended[self.options.namespace] = self
                 if self._suspended or self._pipeline.late.waiting:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import sys
 import threading
 
 import pytest
@@ -79,13 +80,14 @@ def test_a_filter_that_raises_lets_the_record_pass_and_is_counted(
 ):
     handler = put_together(mode=mode)
     handler.listener.batching.addFilter(lambda record: record.msg != "bad" or 1 / 0)
+    handler.listener.batching.addFilter(lambda record: record.msg != "worse" or sys.exit("no"))
     handler.listener.batching.addFilter(lambda record: record.msg != "kept back")
     log = make_logger(handler)
     for number in range(200):
-        log.info({10: "bad", 20: "kept back"}.get(number, "good"))
-    assert sorted(actions(handler)) == ["bad", *["good"] * 198]
+        log.info({10: "bad", 20: "kept back", 30: "worse"}.get(number, "good"))
+    assert sorted(actions(handler)) == ["bad", *["good"] * 197, "worse"]
     assert settled(handler)
-    assert handler.trail.stats()["filter_failures"] == 1
+    assert handler.trail.stats()["filter_failures"] == 2
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import uuid
 import weakref
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -178,7 +179,8 @@ def test_limits_are_clamped(filled):
         {"action": "a*b"},
         {"action": ["a", "a*b*"]},
         {"action": "a**"},
-        {"actor_id": 5},
+        {"actor_id": 5.5},
+        {"entity_id": True},
         {"action": [f"a{number}" for number in range(101)]},
         {"action": itertools.repeat("a*")},
         {"tenant_id": ""},
@@ -207,6 +209,15 @@ def test_a_query_finds_what_had_to_be_cleaned_by_the_words_of_the_call(make_trai
     assert trail.flush(20)
     for query in ({"actor_id": "u\0"}, {"entity_id": "\ud800"}, {"action": ["a\0*", "\ud800"]}):
         assert len(trail.query(tenant_id="t\ud800", **query).logs) == 1
+
+
+def test_a_query_takes_the_ids_that_a_call_takes(make_trail, make_logger):
+    trail = make_trail()
+    thing = uuid.UUID(int=7)
+    AuditLogger(make_logger(trail.handler)).fire("a", entity_id=7, actor_id=thing)
+    assert trail.flush(20)
+    assert len(trail.query(entity_id=7, actor_id=thing).logs) == 1
+    assert trail.query(entity_id=8).logs == []
 
 
 def test_async_twins_do_the_same(filled):
