@@ -851,3 +851,30 @@ def test_removals_are_synced_together_by_the_keeper(make_wal, monkeypatch):
     wal.tidy()
     assert folders == [wal.instance]
     assert wal._quiet()
+
+
+def test_the_keeper_sleeps_while_nothing_is_appended_and_misses_nothing(make_wal):
+    wal = make_wal("interval", segment_bytes=4096, sync_interval=0.01)
+    looks = []
+    tidy = wal.tidy
+    wal.tidy = lambda: (looks.append(1), tidy())
+    wal.start(start_thread)
+    entries = [entry(number, 300) for number in range(60)]
+    for found in entries:
+        wal.append(found)
+    wal.poke()
+    wal.acknowledge(entries[:-1])
+    wal.poke()
+    wal.acknowledge(entries)
+    wal.poke()
+    assert wait_until(lambda: wal.usage()[0] == 1)
+    assert wait_until(lambda: wal._rested is not None and wal._rested == wal._state())
+    for _ in range(100):
+        wal.poke()
+    assert wait_until(wal._wake._rings.empty)
+    before = len(looks)
+    last = entry(61)
+    wal.append(last)
+    wal.poke()
+    assert wait_until(lambda: len(looks) > before)
+    wal.acknowledge([last])

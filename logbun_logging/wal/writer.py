@@ -116,6 +116,8 @@ class WalWriter:
         self._removed_at: float | None = None  # since when a removal has not been synced
         self._warned = False  # of the files' size
         self._synced: tuple[Segment, int] | None = None  # the current one, and its size then
+        #: As it was when there was nothing to do; the keeper alone writes it.
+        self._rested: tuple[Segment, int, int] | None = None
         self._wake = Wakeup()
         self._closed = False
         self._ended = False
@@ -196,8 +198,18 @@ class WalWriter:
         self._keeper = start_thread("logbun-wal", self._keep)
 
     def poke(self) -> None:
-        """Tell the keeper that there is work: called by the listener, never by the application."""
-        self._wake.ring()
+        """Tell the keeper that there may be work: called by the listener, never by a caller.
+
+        It is let sleep while all is as it was when it found nothing to do.
+        """
+        files = [*self._segments, self._current]
+        if self._rested != self._state() or any(s.pending or s.failed or s.finished for s in files):
+            self._wake.ring()
+
+    def _state(self) -> tuple[Segment, int, int]:
+        """Return what changes when something is appended, or read back from the file."""
+        current = self._current
+        return current, current.size(), len(current.parked)
 
     def acknowledge(self, entries: Iterable[Entry]) -> None:
         """Let go of *entries*: they are in the database or the DLQ."""
@@ -371,7 +383,9 @@ class WalWriter:
             while not self._closed:
                 self._group.lead()
                 self.tidy()
+                state = self._state()
                 if self._quiet():
+                    self._rested = state
                     break
                 self._wake.wait(_TICK)
 
