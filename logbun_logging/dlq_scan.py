@@ -100,9 +100,13 @@ class DlqScanner:
         Those that are damaged, or whose outages may be their own fault, come last. Never two scans
         at a time.
         """
-        for name in self._dlq.irregular():
+        try:
+            irregular, files = self._dlq.irregular(), self._dlq.waiting()
+        except OSError as error:  # another user's folder: WAL and retention go on all the same
+            self._failed(str(error.filename), error)
+            return 0
+        for name in irregular:
             self._reporter.report("redelivery_failed", file=name, reason="not a regular file")
-        files = self._dlq.waiting()
         files.sort(key=lambda file: file.envelope is None or file.name in self._suspects)
         scan = _Scan(self._delivery, by_hand=by_hand)
         try:

@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 
 __all__ = [
     "PRIVATE_FILE",
+    "link",
     "make_folder",
     "move",
     "open_locked",
@@ -37,6 +38,9 @@ PRIVATE_FILE: Final = 0o600
 _PRIVATE_FOLDER: Final = 0o700
 
 _TEMPORARY: Final = ".tmp"
+
+#: How a file is made that nobody else has.
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 #: What a file system answers that has no hard links.
 _NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -146,26 +150,54 @@ def _replacing(path: Path) -> Iterator[int]:
 def move(source: Path, target: Path) -> None:
     """Rename a file whose lock the caller has, never over another file.
 
-    A process that is killed meanwhile leaves both names for the one file; the next move takes the
-    first one away.
+    A process that is killed meanwhile leaves both names for the one file, or, where there are no
+    hard links, an empty file as *target*.
 
     Raises:
         FileExistsError: *target* is another file.
         OSError: it cannot be renamed.
     """
     try:
-        os.link(source, target, follow_symlinks=False)
+        if not link(source, target):
+            _move_by_rename(source, target)
+            return
     except FileExistsError:
         if not os.path.samestat(source.lstat(), target.lstat()):
             raise
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, "already there", str(target)) from error
-        source.rename(target)
-        return
     source.unlink()
+
+
+def link(source: Path, target: Path) -> bool:
+    """Give a file a second name; return False if the file system has no hard links.
+
+    Raises:
+        FileExistsError: *target* is there.
+        OSError: it cannot be linked.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return False
+        raise
+    return True
+
+
+def _move_by_rename(source: Path, target: Path) -> None:
+    """Rename a file, where there are no hard links, over an empty one that is ours.
+
+    That takes the name before the rename does, and is locked, so that nobody claims it meanwhile.
+
+    Raises:
+        FileExistsError: *target* is another file.
+    """
+    descriptor = os.open(target, _NEW_FILE, PRIVATE_FILE)
+    try:
+        if not _lock_by_name(descriptor, target):  # somebody was quicker, and sees to it
+            raise FileExistsError(errno.EEXIST, "already there", str(target))
+        source.rename(target)
+    finally:
+        os.close(descriptor)
 
 
 def _create_locked(path: Path) -> tuple[int, Path]:
@@ -174,10 +206,9 @@ def _create_locked(path: Path) -> tuple[int, Path]:
     The name cannot be guessed, and whatever has it already is not touched: a link that somebody has
     planted leads nowhere.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         temporary = path.with_name(f"{path.name}.{os.urandom(8).hex()}{_TEMPORARY}")
-        descriptor = os.open(temporary, flags, PRIVATE_FILE)
+        descriptor = os.open(temporary, _NEW_FILE, PRIVATE_FILE)
         try:
             if _lock_by_name(descriptor, temporary):
                 return descriptor, temporary

@@ -463,7 +463,8 @@ class AuditTrail:
 
         Besides the counters of :data:`~logbun_logging.stats.COUNTERS`: ``queued`` and
         ``queued_bytes`` (in memory), ``queued_by_tenant``, ``wal`` (``segments``, ``bytes``,
-        ``adopted_bytes``, ``oldest``, ``parked``), ``dlq`` (files and events by state), ``ready``,
+        ``adopted_bytes``, ``oldest``, ``parked``), ``dlq`` (files and events by state,
+        ``error`` if it cannot be read), ``ready``,
         ``circuit_open``, ``databases`` (``open``, ``down``, and ``in_use`` where each tenant has
         its own), ``mode``.
         """

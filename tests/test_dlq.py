@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -12,7 +13,8 @@ from contextlib import suppress
 import msgspec
 import pytest
 
-from logbun_logging.dlq import DeadLetterQueue, DlqFullError
+from logbun_logging import files
+from logbun_logging.dlq import DeadLetterQueue, DlqFullError, listing
 from logbun_logging.dlq import claim as dlq_claim
 from logbun_logging.event import AuditEvent, encode_event, new_event_id, utc_now
 from logbun_logging.files import remove_leftovers, write_atomically
@@ -403,8 +405,7 @@ def test_two_files_that_an_older_version_left_under_one_name_are_both_kept(queue
     path = tmp_path / "dlq" / f"{name}.batch"
     path.rename(path.with_name(path.name + ".processing"))
     write_atomically(path, [encode_line(payload("new"))])
-    assert queue.claim(name, "pending") is None
-    claim = queue.claim(name, "processing")
+    (claim,) = claims(queue)
     assert [entry.payload for entry in claim.entries()]
     claim.put_back()
     assert sorted(event for events in shown(queue).values() for event in events) == ["new", "old"]
@@ -460,3 +461,62 @@ def test_an_envelope_of_an_older_version_is_read(queue, tmp_path):
     )
     (file,) = queue.list()
     assert (file.envelope.attempts, file.envelope.mixed, file.envelope.outages) == (2, False, 0)
+
+
+@pytest.fixture
+def no_links(monkeypatch):
+    """Make the disk one without hard links; an injected error, as vfat needs a mount."""
+
+    def link(source, target, **_):
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "File exists", str(target))
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(source))
+
+    monkeypatch.setattr(files.os, "link", link)
+
+
+@pytest.mark.usefixtures("no_links")
+@pytest.mark.parametrize("when", ["claimed", "failed"])
+def test_a_process_killed_while_it_renames_without_hard_links_loses_nothing(queue, tmp_path, when):
+    name = queue.put("t", [payload("kept")], "x")
+    pending = tmp_path / "dlq" / f"{name}.batch"
+    processing = tmp_path / "dlq" / f"{name}.batch.processing"
+    if when == "claimed":
+        processing.touch()
+    else:
+        pending.rename(processing)
+        pending.touch()
+    found = []
+    for _ in range(3):
+        for claim in claims(queue):
+            found += [entry.payload for entry in claim.entries()]
+            claim.done()
+    assert len(found) == 1
+    assert os.listdir(tmp_path / "dlq") == []
+
+
+@pytest.mark.usefixtures("no_links")
+def test_large_damage_is_kept_without_hard_links(queue, tmp_path, monkeypatch):
+    monkeypatch.setattr(dlq_claim, "_MAX_DAMAGE", 100)
+    name = queue.put("t", [payload("good")], "x")
+    with (tmp_path / "dlq" / f"{name}.batch").open("ab") as file:
+        file.write(b"x" * 1000 + b"\n")
+    (claim,) = claims(queue)
+    assert len([*claim.entries()]) == 1
+    claim.done()
+    assert (tmp_path / "dlq" / f"{name}.corrupt").read_bytes() == b"x" * 1000 + b"\n"
+    assert queue.list() == []
+
+
+def test_a_folder_that_cannot_be_read_counts_as_empty_and_says_so(queue, monkeypatch):
+    queue.put("t", [payload()], "x")
+
+    def scandir(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(listing.os, "scandir", scandir)
+    counts = queue.counts()
+    assert counts["pending"] == 0
+    assert "Permission denied" in counts["error"]
+    monkeypatch.undo()
+    assert (queue.counts()["pending"], queue.counts()["error"]) == (1, None)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
+import threading
 
 import pytest
 
 from logbun_logging import files
 from logbun_logging.files import (
+    move,
     open_locked,
     open_regular,
     remove_leftovers,
@@ -98,3 +101,55 @@ def test_a_file_that_is_broken_off_is_not_there(tmp_path):
         file.write(b"half")
         raise KeyError
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(params=["hard links", "none"])
+def moving(request, monkeypatch):
+    """Move as on a file system with hard links, or without: that needs an injected error."""
+
+    def no_link(source, target, **_):
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "File exists", str(target))
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(source))
+
+    if request.param == "none":
+        monkeypatch.setattr(files.os, "link", no_link)
+    return move
+
+
+def test_a_move_never_overwrites_another_file(tmp_path, moving):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"ours")
+    target.write_bytes(b"another's")
+    with pytest.raises(FileExistsError):
+        moving(source, target)
+    assert (source.read_bytes(), target.read_bytes()) == (b"ours", b"another's")
+    target.unlink()
+    before = open_descriptors()
+    moving(source, target)
+    assert (target.read_bytes(), source.exists()) == (b"ours", False)
+    assert open_descriptors() == before
+
+
+def test_two_that_move_to_one_name_at_a_time_keep_both_files(tmp_path, moving):
+    for round_ in range(100):
+        sources = [tmp_path / f"{round_}.{number}" for number in range(2)]
+        for source in sources:
+            source.write_text(source.name)
+        target, refused = tmp_path / f"{round_}", []
+        start = threading.Barrier(2)
+
+        def run(source, target=target, refused=refused, start=start):
+            start.wait()
+            try:
+                moving(source, target)
+            except FileExistsError:
+                refused.append(source)
+
+        threads = [threading.Thread(target=run, args=(source,)) for source in sources]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (left,) = refused
+        assert {left.read_text(), target.read_text()} == {source.name for source in sources}

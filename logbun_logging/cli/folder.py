@@ -77,7 +77,8 @@ def stats(folder: Folder, *, as_json: Json = False) -> None:
     logs = {instance: _files(instance) for instance in _instances(folder)}
     alive = sum(map(_is_held, logs))
     counts = queue.counts()
-    first = [file.envelope.first_failed_at for file in queue.list() if file.envelope]
+    files = [] if counts["error"] else queue.list()
+    first = [file.envelope.first_failed_at for file in files if file.envelope]
     found: dict[str, object] = {
         "wal_processes": alive,
         "wal_abandoned": len(logs) - alive,

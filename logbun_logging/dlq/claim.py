@@ -31,6 +31,7 @@ from logbun_logging.dlq.envelope import (
 )
 from logbun_logging.event import Entry
 from logbun_logging.files import (
+    link,
     move,
     open_locked,
     open_regular,
@@ -43,7 +44,7 @@ from logbun_logging.wal.codec import entry_of, read_records
 
 __all__ = ["Claim", "claim_file", "read_pieces"]
 
-#: Damaged bytes that are copied; of a file with more, the whole is kept.
+#: Damaged bytes that are copied; of a file with more, the whole is kept, where it can be linked.
 _MAX_DAMAGE: Final = 16 * 1024 * 1024
 
 #: Bytes that are read at once: lines that are damaged may be very long.
@@ -151,9 +152,8 @@ class Claim:
             return
         target = next(path for path in self._corrupt_names() if not os.path.lexists(path))
         sizes = accumulate(map(len, _damage(self._descriptor)))
-        if any(size > _MAX_DAMAGE for size in sizes):
-            os.link(self._path, target, follow_symlinks=False)
-        else:
+        large = any(size > _MAX_DAMAGE for size in sizes)
+        if not (large and link(self._path, target)):
             write_atomically(target, _damage(self._descriptor))
         self.corrupt = target
 
@@ -193,9 +193,9 @@ def claim_file(
             processing = _only_name(folder, name, descriptor)
         else:
             move(path, processing)
-    except FileExistsError:  # an older version has left two files: the other one is claimed first
+    except FileExistsError:  # an older version or a killed process has left two: the other is first
         os.close(descriptor)
-        return None
+        return claim_file(folder, name, "processing", on_end)
     except BaseException:
         os.close(descriptor)
         raise

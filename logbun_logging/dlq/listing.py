@@ -50,6 +50,9 @@ class Listing:
         """Return all files, in no order.
 
         One that is renamed while we look may be seen under both names: it is one all the same.
+
+        Raises:
+            OSError: the folder cannot be read.
         """
         changed = self._changed()
         if changed is None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -188,9 +188,12 @@ class DeadLetterQueue:
             claim.close(inherited=True)
         self._claims.clear()
 
-    def counts(self) -> dict[str, int]:
-        """Return files and events by state, and the bytes of all."""
-        counts = {
+    def counts(self) -> dict[str, Any]:
+        """Return files and events by state, the bytes of all, and why they cannot be read, or None.
+
+        A folder that cannot be read counts as empty.
+        """
+        counts: dict[str, Any] = {
             "pending": 0,
             "processing": 0,
             "dead": 0,
@@ -198,8 +201,13 @@ class DeadLetterQueue:
             "processing_events": 0,
             "dead_events": 0,
             "bytes": 0,
+            "error": None,
         }
-        for file in self._listing.files():
+        try:
+            files = self._listing.files()
+        except OSError as error:  # another user's
+            return {**counts, "error": f"{type(error).__name__}: {error}"}
+        for file in files:
             counts[file.state] += 1
             counts["bytes"] += file.size
             if file.envelope is not None:

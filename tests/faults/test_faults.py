@@ -31,6 +31,7 @@ retention fails                         test_retention
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -670,3 +671,30 @@ def test_a_plain_script_ends_in_order_on_sigterm(tmp_path, make_trail):
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
     assert rows(make_trail) == ["a"]
+
+
+def test_a_dlq_that_cannot_be_read_is_reported_and_stops_nothing_else(
+    make_trail, make_logger, monkeypatch
+):
+    adapter, happened = MemoryAdapter(), []
+    trail = make_trail(
+        adapter=adapter,
+        retry=QUICK,
+        on_event=lambda name, details: happened.append((name, str(details.get("reason")))),
+    )
+    audit_for(trail, make_logger).fire("a", tenant_id="t")
+    assert trail.flush(20)
+    (trail.options.folder / "dlq").mkdir(parents=True, exist_ok=True)
+    real = os.scandir
+
+    def scandir(path="."):  # another user's folder, which root could read
+        if str(path).endswith("dlq"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert trail.run_maintenance()
+    assert "Permission denied" in trail.stats()["dlq"]["error"]
+    assert wait_until(
+        lambda: any(n == "redelivery_failed" and "Permission" in reason for n, reason in happened)
+    )
