@@ -33,6 +33,9 @@ HEADER: Final = "logbun_audit_context"
 #: A longer value is cut, in bytes of UTF-8: brokers limit what all headers may take together.
 MAX_VALUE: Final = 2048
 
+#: A tenant's id is not carried at all beyond this, in characters.
+MAX_TENANT: Final = 16_384
+
 #: What undoes the bindings of the tasks under way here, the innermost last: eager tasks nest.
 _bound: ContextVar[tuple[Token[Mapping[str, str | None]], ...]] = ContextVar(
     "logbun_celery_bound", default=()
@@ -62,11 +65,29 @@ def _write(headers: MutableMapping[str, Any] | None = None, **_: Any) -> None:
         # Where something else than text is bound it knows its text now, and not in the worker.
         name: cut_text(clean_text(safe_str(value)), MAX_VALUE)
         for name, value in current_context().items()
+        if name != "tenant_id"
     }
+    tenant = _whole(current_context().get("tenant_id"))
+    if tenant is not None:
+        fields["tenant_id"] = tenant
     if fields.get("actor_id") == UNKNOWN_ACTOR:
         del fields["actor_id"]
     if fields:
         headers[HEADER] = fields
+
+
+def _whole(tenant_id: str | None) -> str | None:
+    """Return a tenant's id as it is, or None if a message cannot carry it.
+
+    An id that is cleaned or cut is that of another tenant: better none than a wrong one.
+    """
+    if tenant_id is None or len(tenant_id) > MAX_TENANT:
+        return None
+    try:
+        tenant_id.encode()
+    except UnicodeEncodeError:
+        return None
+    return tenant_id
 
 
 def _bind(task: Any, **_: Any) -> None:

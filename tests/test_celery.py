@@ -11,7 +11,7 @@ from celery import Celery
 from celery.app.trace import build_tracer
 from celery.signals import before_task_publish, task_postrun, task_prerun, worker_process_shutdown
 
-from logbun_logging import audit_context, bind_audit_context, get_audit_context
+from logbun_logging import AuditLogger, audit_context, bind_audit_context, get_audit_context
 from logbun_logging.celery import HEADER, celery_signals
 from tests.fakes import wait_until
 from tests.servers import rows, running, wait_for_rows
@@ -82,6 +82,35 @@ def test_a_message_sent_without_context_has_no_header(app):
     assert HEADER not in sent(app)
 
 
+@pytest.mark.parametrize(
+    "tenant_id",
+    ["t\0", "t\u2400", "a" * 3000, "a" * 2999 + "b", "t\u2026[sha256:" + "0" * 32 + "]"],
+)
+def test_a_task_logs_for_the_tenant_that_has_sent_it_whatever_its_id(
+    app, make_trail, make_logger, tenant_id
+):
+    @app.task
+    def task():
+        audit.fire("run")
+
+    trail = make_trail()
+    audit = AuditLogger(make_logger(trail.handler))
+    with audit_context(tenant_id=tenant_id):
+        audit.fire("sent")
+        header = sent(app)[HEADER]
+    tracer = build_tracer(task.name, task, app=app, eager=True, propagate=True)
+    tracer("1", (), {}, {"id": "1", HEADER: header, "is_eager": False})
+
+    assert trail.flush(20)
+    assert {event.action for event in trail.query(tenant_id=tenant_id).logs} == {"sent", "run"}
+
+
+@pytest.mark.parametrize("tenant_id", ["t\ud800", "a" * 20_000])
+def test_a_tenant_that_a_message_cannot_carry_is_left_out_and_not_changed(app, tenant_id):
+    with audit_context(tenant_id=tenant_id, actor_id="ann"):
+        assert sent(app)[HEADER] == {"actor_id": "ann"}
+
+
 def test_a_header_given_by_hand_is_replaced(app):
     with audit_context(tenant_id="t1"):
         assert sent(app, headers={HEADER: {"tenant_id": "t2"}, "x": "y"})[HEADER] == {
@@ -116,8 +145,8 @@ def test_what_is_no_text_travels_as_text(app, bound, carried):
 
 
 def test_a_long_value_is_cut(app):
-    with audit_context(tenant_id="é" * 100_000):
-        assert len(sent(app)[HEADER]["tenant_id"].encode()) <= 2048
+    with audit_context(user_agent="é" * 100_000):
+        assert len(sent(app)[HEADER]["user_agent"].encode()) <= 2048
 
 
 # -- running in place --------------------------------------------------------------------------
