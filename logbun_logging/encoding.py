@@ -74,7 +74,7 @@ class EventEncoder:
         unknown_fields: UnknownFieldsMode = "warn",
     ) -> None:
         self.limits = limits
-        self._redactor = redactor
+        self.redactor = redactor
         self.counters = counters
         self._redacted = frozenset(
             name for name in CALL_FIELDS if redactor is not None and redactor((name,))
@@ -85,6 +85,10 @@ class EventEncoder:
         # Where a whole field is redacted, nothing goes the fast way.
         self._safe_size = 0 if self._redacted else short
         self._watch = make_watch(unknown_fields, counters)
+
+    def has_rules_of(self, other: EventEncoder) -> bool:
+        """Tell whether *other* cuts and redacts the same."""
+        return self.limits == other.limits and self.redactor == other.redactor
 
     def encode(
         self,
@@ -184,7 +188,7 @@ class EventEncoder:
         created: float,
     ) -> Entry:
         room = self.limits.max_payload_bytes * _ROOM
-        normal = Normalizer(self.limits.max_string_bytes, self._redactor, room=room)
+        normal = Normalizer(self.limits.max_string_bytes, self.redactor, room=room)
         try:
             created_at = utc_timestamp(created)
         except Exception:  # a record made by hand may carry anything

@@ -57,8 +57,7 @@ class AuditFormatter(logging.Formatter):
     ) -> None:
         super().__init__()
         self._trail = trail
-        self._own_rules = redact is not None or limits is not None
-        if trail is not None and self._own_rules:
+        if trail is not None and (redact is not None or limits is not None):
             name, value = ("limits", limits) if redact is None else ("redact", redact)
             raise ConfigurationError(name, value, "absent with a trail, whose own apply")
         self._encoder = _encoder(*parse_encoding(redact, limits))
@@ -74,15 +73,15 @@ class AuditFormatter(logging.Formatter):
         return msgspec.json.encode(msgspec.structs.asdict(self._event(record))).decode()
 
     def _event(self, record: logging.LogRecord) -> AuditEvent:
-        entry = record.entry if isinstance(record, AuditRecord) else None
-        if entry is None:
-            return decode_event(encode_record(self._encoder_now(), record).payload)
+        encoder = self._encoder_now()
+        if not isinstance(record, AuditRecord) or (entry := record.entry) is None:
+            return decode_event(encode_record(encoder, record).payload)
         event = decode_event(entry.payload)
-        if not self._own_rules:
+        if record.encoder is not None and record.encoder.has_rules_of(encoder):
             return event
         # The context of the call is in the event, and nowhere else any more.
         fields = {name: getattr(event, name) for name in CALL_FIELDS}
-        again: Entry = self._encoder.encode(event.action, fields, None, {}, record.created)
+        again: Entry = encoder.encode(event.action, fields, None, {}, record.created)
         return msgspec.structs.replace(
             decode_event(again.payload),
             id=event.id,

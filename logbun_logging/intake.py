@@ -119,6 +119,7 @@ def make_intake(
             copied = copy(record)
             copied.taken_by = namespace
             entry = copied.entry = encode_record(pipeline.encoder, copied)
+            copied.encoder = pipeline.encoder
             queued = copied
         elif (
             plain
@@ -201,6 +202,7 @@ def _note(pipeline: Pipeline, record: AuditRecord, entry: Entry) -> None:
     """Let a typed call know its event, and whether it will ever be in the database."""
     if record.entry is None:
         record.entry = entry
+        record.encoder = pipeline.encoder
     if entry.tenant_id is None and pipeline.options.require_tenant_id:
         record.safe = False  # refused: it goes to the DLQ
 

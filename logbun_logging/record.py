@@ -11,10 +11,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from logbun_logging.event import AuditEvent, Entry, decode_event
 from logbun_logging.values import plain_text, safe_str
+
+if TYPE_CHECKING:
+    from logbun_logging.encoding import EventEncoder
 
 __all__ = ["STANDARD_ATTRIBUTES", "AuditRecord", "message_of", "own_attributes", "trace_text"]
 
@@ -45,6 +48,7 @@ class AuditRecord(logging.LogRecord):
     __slots__ = (
         "awaited",
         "complete",
+        "encoder",
         "entry",
         "fields",
         "prepared",
@@ -57,6 +61,8 @@ class AuditRecord(logging.LogRecord):
     fields: Mapping[str, Any]
     #: The encoded event, once an audit handler has taken the record over.
     entry: Entry | None
+    #: Under whose limits and redaction that was; None in an unpickled record.
+    encoder: EventEncoder | None
     #: The pipelines that a ``fire_async`` call has yet to wait for; None for other calls.
     awaited: list[Any] | None
     #: Every audit handler has it where it promises to keep it.
@@ -78,6 +84,7 @@ class AuditRecord(logging.LogRecord):
     ) -> None:
         self.fields = fields
         self.entry = None
+        self.encoder = None
         self.awaited = None
         self.safe = True
         self.taken_by = None

@@ -10,8 +10,10 @@ around a name make no difference. :data:`DEFAULT_RULES` are always among the rul
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from logbun_logging.errors import ConfigurationError
@@ -24,6 +26,17 @@ PROTECTED: Final = frozenset({"id", "created_at", "action", "tenant_id"})
 
 #: Characters of a name that are compared.
 _LONGEST: Final = 8_192
+
+#: A longer name keeps the width of its letters: NFKC takes quadratic time for combining marks, and
+#: makes 18 characters of one.
+_LONGEST_FOLDED: Final = 128
+
+#: What nobody sees in a name: Unicode's Default_Ignorable_Code_Point.
+_INVISIBLE: Final = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
 
 #: Names of secrets in snake_case. Each stands for its kebab-case and camelCase as well.
 _SECRETS: Final = (
@@ -87,6 +100,16 @@ class Redactor:
         self._names = frozenset(names)
         self._paths = tuple(paths)
         self._ends = frozenset(path[-1] for path in paths)
+        self._most_parts = max(map(len, paths), default=0)
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether *other* has the same rules."""
+        if not isinstance(other, Redactor):
+            return NotImplemented
+        return self._names == other._names and set(self._paths) == set(other._paths)
+
+    def __hash__(self) -> int:
+        return hash(self._names)
 
     def concerns(self, key: str) -> bool:
         """Tell whether a value under *key* may have to be replaced, wherever it is."""
@@ -98,9 +121,10 @@ class Redactor:
         name = _folded(path[-1])
         if name in self._names:
             return True
-        if not self._ends_a_path(name):
+        most = self._most_parts
+        if len(path) > most or not self._ends_a_path(name):
             return False
-        parts = [part for key in path for part in _folded(key).split(".")]
+        parts = [part for key in path for part in _folded(key).split(".", most)]
         return any(_matches(rule, parts) for rule in self._paths)
 
     def _ends_a_path(self, name: str) -> bool:
@@ -109,11 +133,16 @@ class Redactor:
 
 
 def _folded(name: str) -> str:
-    text = clean_text(name[:_LONGEST])
+    return _compared(name[:_LONGEST])
+
+
+@lru_cache(128)  # the names on the way to a value are asked about once for each value
+def _compared(name: str) -> str:
+    text = clean_text(name)
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-        if not text.isprintable():
-            text = "".join(char for char in text if unicodedata.category(char) != "Cf")
+        text = _INVISIBLE.sub("", text)
+        if len(text) <= _LONGEST_FOLDED:
+            text = unicodedata.normalize("NFKC", text)
     return text.casefold().strip()
 
 

@@ -183,12 +183,14 @@ class Normalizer:
     def text(self, value: object) -> str:
         """Return *value* as storable text within the limit."""
         text = plain_text(value)
-        size = len(text)
-        self.room -= min(size, self._limit) + (size >> _READ_SHIFT)
+        size = kept = len(text)
         if size <= self._limit:
             text = clean_text(text)
-            if size * 4 <= self._limit:
-                return text
+            if not text.isascii():
+                kept = len(text.encode())
+        self.room -= min(kept, self._limit) + (size >> _READ_SHIFT)
+        if size * 4 <= self._limit:
+            return text
         cut = cut_text(text, self._limit)
         self.cuts += cut is not text
         return cut
@@ -355,6 +357,9 @@ class Normalizer:
         return result
 
     def _array(self, value: Any, path: tuple[str, ...]) -> Any:
+        names = getattr(getattr(value, "dtype", None), "names", None)
+        if names:  # of numpy's structured arrays, whose tolist() loses them
+            return self._pairs([(name, value[name]) for name in names], len(names), path)
         return self.value(value.tolist(), path)
 
     def _member(self, value: Enum, path: tuple[str, ...]) -> Any:

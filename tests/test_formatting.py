@@ -94,6 +94,30 @@ def test_rules_of_the_formatter_apply_to_what_a_trail_has_taken(beside):
         assert written[name] == stored[name]
 
 
+@pytest.mark.parametrize("formatter", [{}, {"trail": "strict"}])
+def test_the_rules_of_the_formatter_are_not_those_of_the_trail_that_came_first(
+    beside, make_trail, tmp_path, formatter
+):
+    make_trail(namespace="strict", adapter=f"sqlite:///{tmp_path}/strict.db")
+    _, logger, stream = beside(redact=[], **formatter)
+    AuditLogger(logger).fire("a", tenant_id="t1", **GIVEN)
+    assert lines(stream)[0]["new_values"]["password"] == "[REDACTED]"
+
+
+def test_a_typed_call_beyond_the_limits_is_written_as_the_row_has_it(beside):
+    trail, logger, stream = beside(trail="test")
+    deep = {}
+    for _ in range(40):
+        deep = {"k": deep, "items": [1, "é" * 3000, {"token": "x"}]}
+    for values in (deep, {f"k{n}": "v" * 999 for n in range(300)}, {"v": list(range(50_000))}):
+        AuditLogger(logger).fire("a" * 9000, tenant_id="t1", metadata=values, new_values=deep)
+    assert trail.flush(20)
+    stored = [
+        msgspec.to_builtins(msgspec.structs.asdict(event)) for event in trail.iter(tenant_id="t1")
+    ]
+    assert lines(stream) == stored[::-1]
+
+
 def test_it_is_configured_by_dictconfig_before_its_trail(tmp_path, capsys):
     logging.config.dictConfig(
         {

@@ -9,6 +9,7 @@ import enum
 import pathlib
 import sqlite3
 import time
+import unicodedata
 import uuid
 from collections import UserDict
 from typing import NamedTuple
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from logbun_logging import redaction
 from logbun_logging.encoding import EventEncoder
 from logbun_logging.event import decode_event
 from logbun_logging.options import LimitOptions, parse_options
@@ -684,6 +686,51 @@ def test_redaction_is_by_the_name_as_it_was_given():
     given = {"a\u2400": 1, "a\0": 2, "p" * 3000: 3, "P" * 3001: 4, "z": 0}
     event = encode(given, redact=["a\0", "p" * 3000])
     assert sorted(map(str, event.metadata.values())) == ["0", "4"] + ["[REDACTED]"] * 3
+
+
+@pytest.mark.parametrize(
+    "key", ["password\ufe0f", "pass\u034fword", "p\u3164assword", "\u200bpassw\U000e0100ord"]
+)
+def test_what_nobody_sees_in_a_name_hides_no_secret(key):
+    assert encode({key: "secret"}, redact=["password"]).metadata == {key: "[REDACTED]"}
+
+
+def test_long_names_that_grow_or_have_many_marks_are_folded_in_bounded_work(monkeypatch):
+    given = []
+    normalize = unicodedata.normalize
+
+    def counted(form, text):
+        given.append(len(text))
+        return normalize(form, text)
+
+    monkeypatch.setattr(unicodedata, "normalize", counted)
+    for start in ("a" + "\u0323\u0301" * 4000, "\ufdfa" * 8000, "\ufdfa" * 100):
+        given.clear()
+        redaction._compared.cache_clear()
+        encode({f"{start}{n}": n for n in range(3000)}, redact=["password"])
+        assert max(given, default=0) <= 128
+        assert sum(given) < 100_000
+
+
+def test_names_on_the_way_to_many_values_are_folded_once(monkeypatch):
+    folded = []
+    clean = redaction.clean_text
+    monkeypatch.setattr(redaction, "clean_text", lambda text: folded.append(text) or clean(text))
+    redactor = Redactor(["metadata.*.*.number"])
+    redaction._compared.cache_clear()
+    folded.clear()
+    values = {"caf\u00e9" * 30: {"b." * 4000: [{"number": 1}] * 1000}}
+    Normalizer(2048, redactor, room=256_000).object(values, "metadata")
+    assert len(folded) < 10
+
+
+def test_a_structured_array_keeps_the_names_of_its_fields():
+    np = pytest.importorskip("numpy")
+    array = np.array([("hunter2", 1)], dtype=[("password", "U10"), ("number", "i4")])
+    expected = {"password": "[REDACTED]", "number": [1]}
+    for value in (array, array.view(np.recarray)):
+        assert encode({"v": value}, redact=["password"]).metadata == {"v": expected}
+    assert encode({"v": array[0]}).metadata == {"v": {"password": "hunter2", "number": 1}}
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ class _Capture:
         entry = encode_record(trail.pipeline.encoder, record)
         if isinstance(record, AuditRecord) and record.entry is None:
             record.entry = entry
+            record.encoder = trail.pipeline.encoder
         event = decode_event(entry.payload)
         refused = trail.options.require_tenant_id and event.tenant_id is None
         if not refused:
