@@ -6,6 +6,7 @@ A logging call never raises any of them: they come from set-up, queries and oper
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from logbun_logging.messages import shown
 
@@ -28,6 +29,16 @@ __all__ = [
 class LogbunError(Exception):
     """Base of all errors of this library."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the message and the attributes, for pools of processes and task queues."""
+        return _restore, (type(self), self.args, vars(self))
+
+
+def _restore(kind: type[LogbunError], args: tuple[Any, ...], state: dict[str, Any]) -> LogbunError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error
+
 
 class ConfigurationError(LogbunError, ValueError):
     """An option is wrong: mend the configuration.
@@ -45,6 +56,10 @@ class ConfigurationError(LogbunError, ValueError):
         found = f"{problem}; " if problem else ""
         given = f"{option}={shown(option, value)}" if show else option
         super().__init__(f"{given}: {found}allowed is {allowed}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle all except the value, which may be a secret, or what cannot be pickled."""
+        return _restore, (type(self), self.args, {**vars(self), "value": None})
 
     @classmethod
     def missing(cls, option: str, allowed: str) -> ConfigurationError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MappingView
 from typing import Final
 
 __all__ = ["masked", "one_line", "shown"]
@@ -24,6 +24,9 @@ _LONGEST: Final = 200
 _SECRET_NAME: Final = re.compile(
     r"pass|pwd|token|secret|jwt|credential|(?:^|[._-])(?:auth|key)|api_?key", re.IGNORECASE
 )
+
+#: A port that is no number: the password of a URL without a host.
+_PASSWORD: Final = re.compile(r"^([^/:\[]*:)(?!\d*(?:/|$))[^/]+")
 
 _PARAMETER: Final = re.compile(r"([A-Za-z_][\w-]{0,40})=.*", re.DOTALL)
 
@@ -82,13 +85,15 @@ def one_line(value: object, longest: int = _LONGEST) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: ..." for key in value) + "}"
+        return "{" + ", ".join(f"{_shown(key)}: ..." for key in value) + "}"
     if isinstance(value, list | tuple | set | frozenset):
         return "[" + ", ".join(map(_shown, value)) + "]"
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray):
         return "b" + repr(_address(value.decode("latin-1")))
     if isinstance(value, str | os.PathLike):
         return repr(_address(os.fsdecode(value)))
+    if isinstance(value, MappingView | memoryview):
+        return f"<{type(value).__name__}>"
     return masked(repr(value))
 
 
@@ -100,6 +105,7 @@ def _address(text: str) -> str:
     _, at, rest = rest.rpartition("@")
     place, question, parameters = rest.partition("?")
     place, fragment, _ = place.partition("#")
+    place = _PASSWORD.sub(rf"\1{_MASK}", place) if colons else masked(place)
     names = (_PARAMETER.fullmatch(part) for part in re.split("[&;]", parameters))
     return "".join(
         (

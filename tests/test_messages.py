@@ -47,6 +47,14 @@ S = "S3cr3t"
         [f"clickhouse://u:{S}@h"],
         Path(f"clickhouse://u:{S}@h"),
         {"type": "turso", "url": "libsql://h", "auth_token": S.encode()},
+        f"clickhouse://u:{S}",
+        f"clickhouse://u:{S}/db",
+        f"nosuch://u:1{S}/db",
+        f"Bearer {S}",
+        {f"clickhouse://u:{S}@h/db": None},
+        {"url": f"clickhouse://u:{S}@h/db"}.values(),
+        {"url": f"clickhouse://u:{S}@h/db"}.items(),
+        bytearray(f"clickhouse://u:{S}@h/db".encode()),
     ],
 )
 def test_no_spelling_of_a_secret_gets_into_the_error(spec):
@@ -70,6 +78,9 @@ def test_the_options_of_a_trail_show_no_secret(tmp_path):
     [
         ("mode", "durabel", "'durabel'"),
         ("insert_timeout", -1, "-1"),
+        ("adapter", "clickhouse://h:8123/db", "'clickhouse://h:8123/db'"),
+        ("adapter", "clickhouse://[::1]:8123/db", "'clickhouse://[::1]:8123/db'"),
+        ("adapter", "libsql://h:8080", "'libsql://h:8080'"),
         ("adapter", "sqlite:///a/b.db", "'sqlite:///a/b.db'"),
         ("adapter", "libsql://h/p?auth_token=x&tls=0", "'libsql://h/p?auth_token=***&tls=***'"),
         ("adapter", {"type": "turso", "auth_token": "x"}, "{'type': ..., 'auth_token': ...}"),
