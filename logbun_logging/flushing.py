@@ -287,12 +287,13 @@ class Flusher:
             if lane.tenant_id is not None:
                 kept.append((lane, entries))
                 continue
-            fates = Counter(refused=len(entries))
-            self._reporter.report("refused", events=len(entries), reason="no tenant_id")
+            fates: Counter[str] = Counter()
+            if not lane.attempt:  # or it is counted, and nothing could be written then
+                fates["refused"] = len(entries)
+                self._reporter.report("refused", events=len(entries), reason="no tenant_id")
             reason = "refused: require_tenant_id is on"
             (left,) = self._dead_letter([(None, entries)], reason, [fates], tenant_required=True)
-            fates["lost"] += len(left)
-            self._buffers.settle(lane, entries, fates)
+            self._settle(lane, entries, left, fates)
         return kept
 
     def _dead_letter(

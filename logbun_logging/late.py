@@ -26,15 +26,15 @@ class LateEvents:
     Args:
         options: the trail's.
         counters: told of what is kept, and of what is lost.
-        failed: told of a disk that fails, as by a :class:`~logbun_logging.wal.WalWriter`.
+        make_log: returns a write-ahead log that is not open yet.
     """
 
     def __init__(
-        self, options: TrailOptions, counters: Counters, failed: Callable[[OSError, int], None]
+        self, options: TrailOptions, counters: Counters, make_log: Callable[[], WalWriter]
     ) -> None:
         self._options = options
         self._counters = counters
-        self._failed = failed
+        self._make_log = make_log
         # Guards everything below. Re-entrant: a signal handler may log.
         self._lock = threading.RLock()
         self._log: WalWriter | None = None
@@ -72,8 +72,7 @@ class LateEvents:
         options = self._options
         log = self._log
         if log is None:
-            folder = options.folder / "wal"
-            log = self._log = WalWriter(folder, options.fsync, options.wal, self._failed)
+            log = self._log = self._make_log()
             log.open()
         now = time.monotonic()
         if now >= self._tidy_at:  # it has no keeper's thread

@@ -27,7 +27,6 @@ from logbun_logging.encoding import EventEncoder
 from logbun_logging.errors import AdapterUnavailableError
 from logbun_logging.event import Entry
 from logbun_logging.flushing import Flusher
-from logbun_logging.forks import awaits_fork
 from logbun_logging.late import LateEvents
 from logbun_logging.namespace import Namespace
 from logbun_logging.options import TrailOptions
@@ -128,19 +127,14 @@ class Pipeline:
         self.encoder = EventEncoder(
             options.limits, options.redact, self.counters, options.unknown_fields
         )
-        self.wal = WalWriter(
-            options.folder / "wal",
-            options.fsync,
-            options.wal,
-            self.reporter.wal_failed,
-            self.reporter.wal_nearly_full,
+        namespace = Namespace(options.folder, options.tenancy.mode, self._database)
+        folder, prepare = options.folder / "wal", namespace.held
+        make_log = partial(
+            WalWriter, folder, options.fsync, options.wal, self.reporter.wal_failed, prepare=prepare
         )
-        self.namespace = Namespace(options.folder, options.tenancy.mode, self._database)
+        self.wal = make_log(nearly_full=self.reporter.wal_nearly_full)
         self.dlq = DeadLetterQueue(
-            options.folder / "dlq",
-            options.dlq,
-            self._retry_dead_letters,
-            prepare=self.namespace.note,
+            options.folder / "dlq", options.dlq, self._retry_dead_letters, prepare
         )
         places = Places(
             lambda tenant: self.databases.breaker(tenant).proven,
@@ -184,6 +178,7 @@ class Pipeline:
         )
         self.recovery = Recovery(
             folder=options.folder,
+            check=namespace.check_note,
             buffers=self.buffers,
             wal=self.wal,
             healthy=lambda: self.opened.is_set() and self.databases.healthy(),
@@ -211,7 +206,7 @@ class Pipeline:
         )
         self.opened = threading.Event()
         self.bootstrap_error: Exception | None = None
-        self.late = LateEvents(options, self.counters, self.reporter.wal_failed)
+        self.late = LateEvents(options, self.counters, make_log)
         self._flush_failed_at: float | None = None
         self._lost_seen = self.counters["lost"]
         self._next_bootstrap = 0.0
@@ -229,7 +224,7 @@ class Pipeline:
         """Take over an encoded event; the caller queues it if the answer says so."""
         if not self.started or self.threads.missing:
             self.start()
-            if not self.started and awaits_fork():
+            if not self.started and forks.awaits_fork():
                 return KEPT if self.flusher.leave(entry) else GONE
         verdict = self.buffers.admit(entry)
         if verdict == "admitted" and (not self.durable or self.wal.append(entry)):
@@ -310,17 +305,13 @@ class Pipeline:
         finds no listener. If none can be had, who flushes delivers.
         """
         with self._lifecycle:
-            if self.closing or awaits_fork():
+            if self.closing or forks.awaits_fork():
                 return
             if self.started:
                 self.threads.tend()
                 self._start_sources()
                 return
             if self.durable:
-                # What a disk has against it, the WAL meets as well, and reports. At the
-                # interpreter's very end even opening a file may fail in other ways.
-                with suppress(Exception):
-                    self.namespace.note()
                 self.wal.open()
             self.started = True
             self._start_threads()

@@ -41,6 +41,7 @@ class Recovery:
 
     Args:
         folder: the namespace's folder.
+        check: raises if what waits there is not for our database.
         buffers: recovered events go the way of all others.
         wal: our own log.
         healthy: tells whether the database takes events.
@@ -53,6 +54,7 @@ class Recovery:
         self,
         *,
         folder: Path,
+        check: Callable[[], None],
         buffers: Buffers,
         wal: WalWriter,
         healthy: Callable[[], bool],
@@ -61,6 +63,7 @@ class Recovery:
         stopping: threading.Event,
     ) -> None:
         self._folder = folder
+        self.check = check
         self._buffers = buffers
         self._wal = wal
         self._healthy = healthy
@@ -97,10 +100,15 @@ class Recovery:
     # ── the maintenance thread ──
 
     def run(self) -> bool:
-        """Adopt and read what dead processes have left; return False if that has to go on later."""
+        """Adopt and read what dead processes have left; return False if that has to go on later.
+
+        Raises:
+            ConfigurationError: it is for another database.
+        """
         if not self._healthy():
             return False
         try:
+            self.check()
             if not self._adopt():
                 return False
             for folder in (self._folder, self._folder / "wal", self._folder / "dlq"):

@@ -175,6 +175,7 @@ class Redelivery:
         """Try the dead letters; never two scans at a time."""
         self._scanning, self._scan_soon = True, False
         try:
+            self._recovery.check()
             return self._scanner.scan(by_hand=by_hand)
         finally:
             self._scanning = False
@@ -185,6 +186,7 @@ class Redelivery:
         Returns how many events were inserted.
         """
         if name is not None:
+            self._recovery.check()
             return self._scanner.retry(name)
         with self._pass_lock:
             return self._scan(by_hand=True)

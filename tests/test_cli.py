@@ -359,7 +359,8 @@ def test_a_misspelt_database_is_not_made(tmp_path, command):
 def letters(tmp_path):
     """A DLQ with a pending file of two events and a dead one of one event."""
     folder = tmp_path / "data" / "app"
-    Namespace(folder, "single_database", f"sqlite:{tmp_path}/audit.db").note()
+    with Namespace(folder, "single_database", f"sqlite:{tmp_path}/audit.db").held():
+        pass
     queue = DeadLetterQueue(folder / "dlq", DlqOptions())
     pending = queue.put("t1", [encode_event(event(1)), encode_event(event(2))], "down")
     name = queue.put("t2", [encode_event(event(3, tenant_id="t2"))], "refused")

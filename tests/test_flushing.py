@@ -237,3 +237,32 @@ def test_the_books_are_right_at_every_moment_and_no_counter_falls(make_trail, ma
         lambda: (trail.run_maintenance(), len(adapter.events))[1] == stats["accepted"], 30
     )
     assert balanced(trail.stats())
+
+
+def test_what_has_no_tenant_waits_in_memory_while_nothing_can_be_written(
+    make_trail, make_logger, tmp_path
+):
+    trail = make_trail(
+        adapter=MemoryAdapter(),
+        mode="durable",
+        require_tenant_id=True,
+        batching={"flush_interval": 0.01},
+    )
+    folder = tmp_path / "data" / "test"
+    folder.mkdir(parents=True)
+    in_the_way = [folder / "wal", folder / "dlq"]
+    for path in in_the_way:
+        path.touch()
+    make_logger(trail.handler).info("course.created")
+    assert wait_until(lambda: trail.stats()["refused"], 20)
+    assert not trail.flush(0.01)
+    stats = trail.stats()
+    assert (stats["queued"], stats["lost"]) == (1, 0)
+
+    for path in in_the_way:
+        path.unlink()
+    assert wait_until(lambda: trail.stats()["dead_lettered"], 20)
+    stats = trail.stats()
+    assert stats["refused"] == stats["dlq"]["pending_events"] == 1
+    assert balanced(stats)
+    assert wait_until(lambda: trail.stats()["wal"]["oldest"] is None, 20)

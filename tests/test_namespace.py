@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -99,10 +101,8 @@ def test_a_note_that_is_no_file_says_nothing(tmp_path):
 def test_a_note_tells_nothing_secret(tmp_path):
     pytest.importorskip("clickhouse_connect")
     url = "clickhouse://user:s3cret@127.0.0.1:9/db"
-    with AuditTrail(
-        namespace="app", data_dir=tmp_path, adapter=url, retry={"max_retries": 0}
-    ) as trail:
-        trail.pipeline.namespace.note()
+    with AuditTrail(namespace="app", mode="durable", data_dir=tmp_path, adapter=url) as trail:
+        trail.pipeline.start()
 
     found = json.loads((tmp_path / "app/namespace.json").read_text())
     assert found == {
@@ -143,13 +143,96 @@ def test_a_link_of_another_user_is_refused(tmp_path):
         check_owner(link)
 
 
-def test_the_note_is_written_once(tmp_path):
-    namespace = Namespace(tmp_path / "app", "single_database", "sqlite:/a.db")
-    namespace.note()
-    (tmp_path / "app/namespace.json").unlink()
-    namespace.note()
+BEGINNING = """
+import logging, os, sys
+from logbun_logging import AuditTrail
+name = sys.argv[1]
+trail = AuditTrail(namespace="app", mode="durable", data_dir="data",
+                   adapter=f"sqlite:///{name}.db", retry={"first_scan": 0.01})
+logging.getLogger().addHandler(trail.handler)
+print("made", flush=True)
+sys.stdin.readline()
+logging.warning(name)
+print("logged", flush=True)
+if sys.stdin.readline() == "deliver\\n":
+    trail.ready(20)
+    trail.flush(20)
+    try:
+        trail.run_maintenance()
+    except Exception as error:
+        print(error, flush=True)
+    trail.shutdown(20)
+os._exit(0)
+"""
 
-    assert read_note(tmp_path / "app") is None
+
+def test_of_two_trails_made_while_nothing_waits_the_first_to_log_has_the_folder(tmp_path):
+    command = [sys.executable, "-c", BEGINNING]
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    with (
+        subprocess.Popen([*command, "first"], **options) as first,
+        subprocess.Popen([*command, "second"], **options) as second,
+    ):
+        for process in (first, second):
+            assert process.stdout.readline() == "made\n"
+        for process in (first, second):
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "logged\n"
+        first.communicate("die\n")
+        told = second.communicate("deliver\n")[0]
+
+    assert f"events wait in {tmp_path}/data/app, for another database" in told
+    assert read_note(tmp_path / "data/app").database == f"sqlite:{tmp_path}/first.db"
+    with open_trail(tmp_path, f"sqlite:///{tmp_path}/first.db") as trail:
+        assert trail.flush(20)
+    for name in ("first", "second"):
+        url = f"sqlite:///{tmp_path}/{name}.db"
+        with AuditTrail(namespace=name, data_dir=tmp_path, adapter=url) as trail:
+            assert [event.action for event in trail.query().logs] == [name]
+
+
+def test_many_who_make_the_first_note_at_once_all_get_the_folder(tmp_path):
+    spaces = [Namespace(tmp_path / "app", "single_database", "sqlite:/a.db") for _ in range(8)]
+    barrier = threading.Barrier(len(spaces))
+
+    def hold(space):
+        barrier.wait()
+        with space.held():
+            return read_note(tmp_path / "app").database
+
+    with ThreadPoolExecutor(len(spaces)) as pool:
+        assert set(pool.map(hold, spaces)) == {"sqlite:/a.db"}
+
+
+def test_a_note_that_is_gone_is_written_again_with_the_next_file(tmp_path):
+    namespace = Namespace(tmp_path / "app", "single_database", "sqlite:/a.db")
+    for _ in range(2):
+        with namespace.held():
+            assert read_note(tmp_path / "app").database == "sqlite:/a.db"
+        (tmp_path / "app/namespace.json").unlink()
+
+
+def test_while_somebody_makes_a_file_nobody_changes_the_note(tmp_path, monkeypatch):
+    monkeypatch.setattr("logbun_logging.namespace._PATIENCE", 0.01)
+    ours = Namespace(tmp_path / "app", "single_database", "sqlite:/a.db")
+    theirs = Namespace(tmp_path / "app", "single_database", "sqlite:/other.db")
+    with ours.held():
+        with ours.held(), pytest.raises(OSError), theirs.held():
+            pass
+        assert read_note(tmp_path / "app").database == "sqlite:/a.db"
+    with theirs.held():
+        assert read_note(tmp_path / "app").database == "sqlite:/other.db"
+
+
+def test_a_note_that_cannot_be_written_keeps_no_event_from_the_disk(tmp_path):
+    (tmp_path / "data/app/namespace.json").mkdir(parents=True)
+
+    leave_an_event(tmp_path, "sqlite:///one.db")
+
+    with open_trail(tmp_path, f"sqlite:///{tmp_path}/one.db") as trail:
+        assert trail.flush(20)
+        assert [event.action for event in trail.query(tenant_id="t1").logs] == ["left"]
 
 
 def _record():

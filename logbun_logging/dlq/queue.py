@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -46,7 +47,7 @@ class DeadLetterQueue:
         folder: the namespace's ``dlq`` folder; made when first written to.
         options: its bounds.
         retry: tries one file, or all pending ones, and returns the number of events inserted.
-        prepare: called before a file is written.
+        prepare: returns what is entered while a file is written.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class DeadLetterQueue:
         folder: Path,
         options: DlqOptions,
         retry: Callable[[str | None], int] = lambda _: 0,
-        prepare: Callable[[], None] = lambda: None,
+        prepare: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._folder = folder
         self._options = options
@@ -98,9 +99,10 @@ class DeadLetterQueue:
         )
         name = new_name(tenant_id, mixed=mixed)
         try:
-            self._make_room(sum(map(len, payloads)))
-            path = self._folder / (name + suffix_of("pending"))
-            write_atomically(path, encode_file(envelope, payloads))
+            with self._prepare():
+                self._make_room(sum(map(len, payloads)))
+                path = self._folder / (name + suffix_of("pending"))
+                write_atomically(path, encode_file(envelope, payloads))
         except (OSError, DlqFullError) as error:
             self.refused_at = time.monotonic()
             if isinstance(error, OSError):
@@ -127,7 +129,6 @@ class DeadLetterQueue:
         return self.put(None, [p for _, payloads in batches for p in payloads], reason, mixed=True)
 
     def _make_room(self, size: int) -> None:
-        self._prepare()
         make_folder(self._folder)
         with self._lock:
             files, total = self._account()

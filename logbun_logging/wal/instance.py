@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,14 +29,20 @@ class InstanceFolder:
 
     Args:
         parent: the namespace's ``wal`` folder.
+        prepare: returns what is entered while a folder is made.
 
     Attributes:
         path: the folder; None while there is none.
     """
 
-    def __init__(self, parent: Path) -> None:
+    def __init__(
+        self,
+        parent: Path,
+        prepare: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self.path: Path | None = None
         self._parent = parent
+        self._prepare = prepare
         self._descriptor = -1
         self._pause = _FIRST_PAUSE
         self._try_at = 0.0
@@ -51,7 +58,13 @@ class InstanceFolder:
         Raises:
             OSError: it cannot be made or locked; nothing is left behind then.
         """
-        while self.path is None:
+        if self.path is None:
+            with self._prepare():
+                return self._make()
+        return self.path
+
+    def _make(self) -> Path:
+        while True:
             name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(6).hex()}"
             folder = self._parent / name
             make_folder(folder)
@@ -71,7 +84,6 @@ class InstanceFolder:
                 if self.path is None and descriptor >= 0:
                     os.close(descriptor)
             # Another process has taken the new folder for an abandoned one, and removes it.
-        return self.path
 
     def _lock(self, descriptor: int) -> bool:
         try:

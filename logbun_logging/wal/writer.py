@@ -22,7 +22,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -83,6 +83,7 @@ class WalWriter:
         failed: called on the keeper's thread, or on that which calls :meth:`close`, with an error
             and the number of events that were kept in memory only because of it.
         nearly_full: called there with the bytes in files and ``max_bytes`` when they come near it.
+        prepare: returns what is entered while this process's folder is made.
     """
 
     def __init__(
@@ -92,12 +93,14 @@ class WalWriter:
         options: WalOptions,
         failed: Callable[[OSError, int], None],
         nearly_full: Callable[[int, int], None] = lambda *_: None,
+        *,
+        prepare: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._fsync = fsync
         self._options = options
         self._failed = failed
         self._nearly_full = nearly_full
-        self._instance = InstanceFolder(folder)
+        self._instance = InstanceFolder(folder, prepare)
         self._current = Segment(None)
         # All are re-entrant: a signal handler may log.
         self._swap_lock = (

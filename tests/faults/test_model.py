@@ -104,6 +104,7 @@ class Parts:
         )
         self.recovery = Recovery(
             folder=folder,
+            check=lambda: None,
             buffers=self.buffers,
             wal=self.wal,
             healthy=self.healthy,
