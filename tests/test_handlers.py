@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import pickle
 import queue
 import sys
 import threading
@@ -67,6 +68,13 @@ def test_the_class_is_a_real_queue_handler(configure):
     assert isinstance(handler, logging.handlers.QueueHandler)
     assert isinstance(handler, logbun_logging.AuditQueueHandler)
     assert isinstance(handler.listener, logging.handlers.QueueListener)
+
+
+@pytest.mark.parametrize("name", ["AuditQueueListener", "BatchingAuditHandler"])
+def test_a_class_behind_the_queue_is_found_beside_the_handler_too(name):
+    found = getattr(logbun_logging.handlers, name)
+    assert found is getattr(logbun_logging, name)
+    assert pickle.loads(pickle.dumps(found)) is found  # as a process that is spawned gets it
 
 
 def test_an_adapter_may_be_a_mapping_or_an_object(configure, tmp_path):
