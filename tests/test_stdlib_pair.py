@@ -120,7 +120,6 @@ def pair(tmp_path, monkeypatch):
     yield pair
     for trail, _ in pair.trails:
         trail.shutdown(5)
-        trail.pipeline.take_late()
 
 
 def run(name):
