@@ -114,16 +114,31 @@ def notice() -> int:
         with _locks.setdefault(pid, threading.RLock()):
             if _begun != pid:
                 _begun = pid
-                for callback in _callbacks:
-                    try:
-                        callback()
-                    except Exception:  # as Python does with its own hooks: the others still run
-                        traceback.print_exc()
+                interrupted = [error for callback in _callbacks if (error := _run(callback))]
                 _noticed = pid
+                if interrupted:
+                    raise interrupted[0]
     if _has_forked(pid):
         uuid_utils.reseed_rng()
         mark[0] = 1
     return pid
+
+
+def _run(callback: Callable[[], None]) -> BaseException | None:
+    """Run *callback* to its end; return what a signal handler has raised meanwhile.
+
+    What is half started anew would stay so: nobody calls it again.
+    """
+    interrupted: BaseException | None = None
+    while True:
+        try:
+            callback()
+        except Exception:  # as Python does with its own hooks: the others still run
+            traceback.print_exc()
+        except BaseException as error:  # KeyboardInterrupt, say
+            interrupted = error
+            continue
+        return interrupted
 
 
 def _has_forked(pid: int) -> bool:

@@ -25,6 +25,9 @@ __all__ = ["Redelivery"]
 #: How long the DLQ is left alone when it takes nothing, in seconds.
 _REFUSED_PAUSE = 5.0
 
+#: How long a pass that is asked for waits for the one under way, in seconds.
+_PASS_WAIT = 1.0
+
 #: How often the thread looks whether something has to be done, in seconds.
 _TICK = 0.5
 
@@ -121,8 +124,11 @@ class Redelivery:
         self._dlq.abandon()
 
     def run_pass(self) -> bool:
-        """Recover and scan once; return False if a pass is running already."""
-        if not self._pass_lock.acquire(blocking=False):
+        """Recover and scan once; return False if a pass is running already.
+
+        The thread itself looks at the WAL at each tick, which is no pass: that is waited for.
+        """
+        if not self._pass_lock.acquire(timeout=_PASS_WAIT):
             return False
         try:
             self._recovery.run()

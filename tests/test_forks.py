@@ -103,6 +103,26 @@ class TextFile(SharedMemoryAdapter):
         return sorted(self.path.read_text().split()) if self.path.exists() else []
 
 
+def test_an_interrupt_leaves_nothing_half_started_anew():
+    ran = []
+
+    def interrupted():
+        ran.append("begun")
+        if len(ran) == 1:
+            raise KeyboardInterrupt
+        ran.append("done")
+
+    def child():
+        forks.register(interrupted)
+        forks.register(lambda: ran.append("the other"))
+        with pytest.raises(KeyboardInterrupt):
+            forks.notice_fork()
+        forks.notice_fork()
+        assert ran == ["begun", "begun", "done", "the other"]
+
+    assert end_of(fork_unnoticed(child)) == 0
+
+
 @pytest.mark.parametrize("mode", ["volatile", "durable"])
 @pytest.mark.parametrize("call", ["info", "fire"])
 def test_a_child_without_hooks_has_its_own_log_queue_and_threads(
