@@ -67,7 +67,7 @@ class Health:
         return database in self._down
 
     def keeps_out(self, envelope: Envelope | None) -> bool:
-        """Tell whether nothing of a file can be delivered."""
+        """Tell whether nothing of a file can be delivered, because its database is down."""
         if self._delivery.per_tenant and (envelope is None or envelope.mixed):
             return False
         return self.down(envelope.tenant_id if envelope else None)
@@ -90,9 +90,10 @@ class FileDelivery:
         tenants: whose events are left, of those that were tried.
         verdicts: what became of these.
         reason: the last error.
-        outages: by tenant, when an insert has met an outage last (monotonic seconds).
+        outages: by tenant, when an insert has met an outage last (monotonic seconds); infinite if
+            the database was known to be down and was not asked.
         tenant_missing: some events have no tenant, where one is required.
-        piece: most events that were inserted together.
+        piece: the most events that are inserted together.
     """
 
     def __init__(

@@ -121,15 +121,20 @@ class Recovery:
         return True
 
     def _adopt(self) -> bool:
-        unread = [segment for segment in self._segments() if segment.unread]  # it was stopped
-        if not all(map(self._read, unread)):
+        # First what an earlier run has left. Doubtful files may take long: they come last.
+        if not self._read_unread(self._segments(), doubtful=False):
             return False
         for log in adopt_abandoned(self._folder / "wal", self._wal.instance, self._failed):
             self._adopted.append(log)
-            if not all(map(self._read, [*log.segments])):
+            if not self._read_unread(log.segments, doubtful=False):
                 return False
             log.release()
-        return True
+        return self._read_unread(self._segments(), doubtful=True)
+
+    def _read_unread(self, segments: Sequence[Segment], *, doubtful: bool) -> bool:
+        """Read those not read yet that are *doubtful*, or those that are not; False if stopped."""
+        found = [s for s in segments if s.unread and s.doubtful == doubtful]
+        return all(map(self._read, found))
 
     def read_parked(self, deliver: Callable[[], None] | None = None) -> None:
         """Read back what was left to the WAL alone, now that there is room and a database.

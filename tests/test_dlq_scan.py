@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -405,3 +407,41 @@ def test_a_scan_by_hand_counts_no_error_that_the_database_has_for_everything(fol
     assert attempts(worker.queue) == [("pending", 0)]
     worker.retry(name)
     assert attempts(worker.queue) == [("pending", 1)]
+
+
+#: Scans a folder, and prints by how many MiB that has raised the peak of its memory.
+_SCAN = """
+import sys
+from pathlib import Path
+from tests.fakes import MemoryAdapter
+from tests.faults.memory import peak_memory
+from tests.test_dlq_scan import make
+class Nowhere(MemoryAdapter):
+    stored = 0
+    def bulk_insert(self, tenant_id, events):
+        Nowhere.stored += len(events)
+        return True
+worker = make(Path(sys.argv[1]), Nowhere())
+before = peak_memory()
+assert worker.scan() == Nowhere.stored
+print(Nowhere.stored, peak_memory() - before)
+"""
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_file_of_250_mib_is_delivered_in_a_fraction_of_that_memory(folder, mixed):
+    big = AuditEvent(new_event_id(), utc_now(), "a", tenant_id="t", metadata={"x": "x" * 60_000})
+    line = encode_line(encode_event(big))
+    rows = 250 * 1024 * 1024 // len(line)
+    queue = DeadLetterQueue(folder, DlqOptions())
+    name = queue.put(None if mixed else "t", [encode_event(big)], "x", mixed=mixed)
+    with (folder / f"{name}.batch").open("ab") as file:
+        for _ in range(rows):
+            file.write(line)
+    done = subprocess.run(
+        [sys.executable, "-c", _SCAN, str(folder)], check=True, capture_output=True, text=True
+    )
+    stored, grown = done.stdout.split()
+    assert int(stored) == rows + 1
+    assert float(grown) < 100
+    assert queue.list() == []

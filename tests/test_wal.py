@@ -74,6 +74,34 @@ def records(data):
     return list(read_records(io.BytesIO(data)))
 
 
+@pytest.mark.parametrize("start", ["hole", "record"])
+def test_a_hole_that_is_larger_than_the_disk_is_passed_over(tmp_path, start):
+    path = tmp_path / "sparse"
+    records = [encode_line(b"first"), encode_line(b"last")]
+    with path.open("wb") as file:
+        if start == "record":
+            file.write(records[0])
+        file.truncate(1 << 42)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n" + records[1])
+        file.write(b"torn")
+        file.truncate(2 << 42)
+    with path.open("rb") as file:
+        try:
+            os.lseek(file.fileno(), 1 << 30, os.SEEK_DATA)
+        except OSError:
+            pytest.skip("this file system does not tell where its holes are")
+        if os.lseek(file.fileno(), 1 << 30, os.SEEK_DATA) == 1 << 30:
+            pytest.skip("this file system does not tell where its holes are")
+    with path.open("rb") as file:
+        found = list(read_records(file))
+    whole = [payload for payload, good in found if good]
+    assert whole == ([b"first"] if start == "record" else []) + [b"last"]
+    damaged = b"".join(payload for payload, good in found if not good)
+    assert damaged.strip(b"\0\n") == b"torn"
+    assert len(found) < 10
+
+
 def whole(data):
     return [payload for payload, good in records(data) if good]
 

@@ -3,8 +3,7 @@
 **A file has one name at any moment.** Whoever renames, replaces or removes it holds its lock. New
 content is written to a temporary file, which is locked, takes the place of ``.processing``, and
 only then gets its final name; the locks go last. A process that is killed between two of these
-steps leaves the old or the new content, under one name, or under two names of the same file, of
-which the next claim removes one.
+steps leaves the old or the new content: the package says under which names.
 """
 
 from __future__ import annotations

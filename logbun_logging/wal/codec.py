@@ -5,6 +5,8 @@ The DLQ uses the same lines.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 from zlib import crc32
@@ -32,8 +34,8 @@ def encode_line(payload: bytes) -> bytes:
 def read_records(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     r"""Yield every record in order: the payload and True, or damaged bytes and False.
 
-    Lines end with ``b"\\n"`` only. Nothing that was read is left out of what is yielded, but blank
-    lines.
+    Lines end with ``b"\\n"`` only. Nothing is left out of what is yielded, but blank lines and the
+    rest of a hole that is longer than any record: it may be larger than the disk.
     """
     while line := file.readline(_MAX_LINE):
         payload = _decode(line)
@@ -41,6 +43,25 @@ def read_records(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
             yield payload, True
         elif line.strip():
             yield from _salvage(line)
+        if len(line) == _MAX_LINE:
+            _skip_hole(file)
+
+
+def _skip_hole(file: BinaryIO) -> None:
+    """Go on with the next byte that is on the disk, if the file system tells which that is."""
+    here = file.tell()
+    try:
+        descriptor = file.fileno()
+        was = os.lseek(descriptor, 0, os.SEEK_CUR)  # the buffer relies on it
+    except OSError:  # not a file
+        return
+    try:
+        there = os.lseek(descriptor, here, os.SEEK_DATA)
+    except OSError as error:
+        there = os.fstat(descriptor).st_size if error.errno == errno.ENXIO else here
+    finally:
+        os.lseek(descriptor, was, os.SEEK_SET)
+    file.seek(max(here, there))
 
 
 def _salvage(line: bytes) -> Iterator[tuple[bytes, bool]]:

@@ -87,8 +87,11 @@ class AdoptedLog:
         files = sorted(file for file in path.iterdir() if file.suffix == ".aof")
         files.sort(key=lambda file: file.name == "current.aof")  # the newest comes last
         self.segments = [Segment(file, unread=True) for file in files]
-        if self.segments:
-            self.segments[0].parked_since = _first_created(files[0])
+        for segment, file in zip(self.segments, files, strict=True):
+            first = _first_created(file)
+            segment.doubtful = first is None
+            if segment is self.segments[0]:
+                segment.parked_since = first
 
     @property
     def pending(self) -> bool:

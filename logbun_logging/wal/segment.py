@@ -61,12 +61,14 @@ class Segment:
         parked_since: when the first of those was created, or the first record of an unread file.
         sealed: nothing is appended any more.
         unread: left by a dead process, and not read to its end yet.
+        doubtful: it does not begin with a record: it may be anything, of any size.
         failed: a write or sync failed, so what is pending must be written again elsewhere.
         sealed_at: monotonic seconds, if its file was open then.
         sealed_size: the bytes in the file then; 0 before.
     """
 
     __slots__ = (
+        "doubtful",
         "failed",
         "file",
         "parked",
@@ -89,6 +91,7 @@ class Segment:
         self.parked_since: str | None = None
         self.sealed = unread
         self.unread = unread
+        self.doubtful = False
         self.failed = path is None
         self.sealed_at = 0.0
         self.sealed_size = 0

@@ -481,6 +481,21 @@ def test_a_folder_of_another_user_is_reported_and_holds_up_nothing(
     assert "maintenance_failed" not in {name for name, _ in happened}
 
 
+def test_a_file_that_does_not_begin_with_a_record_is_read_last(make_trail, leave_behind):
+    late, early = payloads(1), payloads(1, 1)
+    instance = leave_behind([], late, name="20250101T000000-odd")
+    damaged = instance / "seg-000001.aof"
+    damaged.write_bytes(b"x" * 1000 + b"\n" + encode_line(payloads(1, 2)[0]))
+    leave_behind(early)
+    adapter = SharedMemoryAdapter()
+    trail = make_trail(
+        adapter=adapter, mode="durable", batching={"max_size": 1}, limits={"max_total_queued": 1}
+    )
+    assert wait_until(lambda: len(adapter.events) == 3, 20)
+    assert entity_ids(adapter) == ["0", "1", "2"]
+    assert trail.stats()["corrupt"] == 1
+
+
 def test_a_hole_is_neither_kept_in_memory_nor_written_out(leave_behind):
     found = payloads(2)
     instance = leave_behind(found[:1])
