@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings  # type: ignore[import-untyped]
 from django.http import FileResponse  # type: ignore[import-untyped]
-from django.utils.functional import SimpleLazyObject  # type: ignore[import-untyped]
+from django.utils.functional import SimpleLazyObject, empty  # type: ignore[import-untyped]
 from django.utils.module_loading import import_string  # type: ignore[import-untyped]
 
 from logbun_logging.context import (
@@ -178,8 +178,9 @@ def _unnoticed(request: Any) -> Iterator[None]:
     """Look at ``request.user`` without making the response depend on it.
 
     Whoever reads the session makes Django send ``Vary: Cookie``, and then no cache serves the page
-    to others. The audit trail is not part of the page. A view that asks for the user afterwards
-    gets the one that is loaded, and that counts.
+    to others. The audit trail is not part of the page. Whoever asks for the user afterwards gets
+    the one that is loaded, and that counts: so the same object, which a view may have kept, is made
+    lazy again.
     """
     session: Any = getattr(request, "session", None)
     if getattr(session, "accessed", True) or not _has_lazy_user(request):
@@ -191,7 +192,9 @@ def _unnoticed(request: Any) -> Iterator[None]:
     finally:
         if session.accessed and request.user is user:
             session.accessed = False
-            request.user = SimpleLazyObject(partial(_first_use, session, user))
+            loaded = vars(user)["_wrapped"]
+            if loaded is not empty:  # else it could not be loaded, and is asked again
+                SimpleLazyObject.__init__(user, partial(_first_use, session, loaded))
 
 
 def _first_use(session: Any, user: Any) -> Any:

@@ -137,6 +137,13 @@ def urls():
         before = context()
         return JsonResponse([before["actor_id"], request.user.username], safe=False)
 
+    def kept_greeting(request):
+        user = request.user
+        return JsonResponse([context()["actor_id"], user.username], safe=False)
+
+    async def async_kept_greeting(request):
+        return kept_greeting(request)
+
     def greeting(request):
         before = context()
         return JsonResponse([before["actor_id"], request.user.username], safe=False)
@@ -170,6 +177,8 @@ def urls():
         path("async", async_view),
         path("forgetful", forgetful),
         path("greeting", greeting),
+        path("kept-greeting", kept_greeting),
+        path("async-kept-greeting", async_kept_greeting),
         path("async-greeting", async_greeting),
         path("sync-login", sync_login),
         path("async-login", async_login),
@@ -273,7 +282,17 @@ def varies(response):
     return "cookie" in response.headers.get("vary", "").lower()
 
 
-@pytest.mark.parametrize("path", ["/sync", "/async", "/greeting", "/async-greeting"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/sync",
+        "/async",
+        "/greeting",
+        "/async-greeting",
+        "/kept-greeting",
+        "/async-kept-greeting",
+    ],
+)
 @pytest.mark.parametrize("server", [visit_wsgi, lambda path, user: asyncio.run(visit(path, user))])
 def test_an_audit_call_does_not_make_a_page_depend_on_the_cookie(server, path, ann):
     shows_the_user = "greeting" in path
