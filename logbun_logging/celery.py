@@ -23,7 +23,7 @@ from logbun_logging.context import (
 )
 from logbun_logging.event import UNKNOWN_ACTOR
 from logbun_logging.trail import running_trails
-from logbun_logging.values import clean_text, cut_text, safe_str
+from logbun_logging.values import clean_text, cut_text, plain_text
 
 __all__ = ["celery_signals"]
 
@@ -63,7 +63,7 @@ def _write(headers: MutableMapping[str, Any] | None = None, **_: Any) -> None:
     headers.pop(HEADER, None)
     fields = {
         # Where something else than text is bound it knows its text now, and not in the worker.
-        name: cut_text(clean_text(safe_str(value)), MAX_VALUE)
+        name: cut_text(clean_text(plain_text(value)), MAX_VALUE)
         for name, value in current_context().items()
         if name != "tenant_id"
     }

@@ -11,11 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from enum import Enum
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any, Final
 
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.reporting import LOGGER_NAME
+from logbun_logging.values import plain_text
 
 __all__ = ["Lookup"]
 
@@ -95,4 +97,5 @@ def _text(value: object) -> str | None:
         return value
     if isawaitable(value):
         raise TypeError(f"it returned {value!r}, which cannot be awaited here")
-    return str(value)
+    # As the call's own fields: a (str, Enum) member is "Tenant.ACME" to str(), another tenant.
+    return plain_text(value) if isinstance(value, str | Enum) else str(value)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import uuid
 
 import pytest
 
+from logbun_logging import audit_context, get_audit_context
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.middleware.lookup import Lookup
 
@@ -31,6 +33,18 @@ def test_a_value_comes_out_as_text():
     assert Lookup("get_actor_id", lambda request: identifier)(None) == str(identifier)
     assert Lookup("get_actor_id", lambda request: request["user"])({"user": 42}) == "42"
     assert Lookup("get_actor_id", lambda request: None)(None) is None
+
+
+class Tenant(str, enum.Enum):  # noqa: UP042 - StrEnum has another str()
+    ACME = "acme"
+
+
+def test_a_tenant_is_the_same_whether_looked_up_or_given_in_the_call():
+    with audit_context(tenant_id=Tenant.ACME):
+        given = get_audit_context()["tenant_id"]
+
+    assert given == "acme"
+    assert Lookup("get_tenant_id", lambda request: Tenant.ACME)(None) == given
 
 
 def test_a_coroutine_function_is_awaited():
