@@ -638,6 +638,16 @@ def test_a_dead_process_s_log_is_told_from_a_live_one_s(tmp_path, url):
     assert (figures["wal_segments"], figures["corrupt_files"]) == (0, 1)
 
 
+@pytest.mark.parametrize("options", [(), ("--events",)])
+def test_what_is_no_file_of_the_wal_is_neither_read_nor_waited_for(tmp_path, options):
+    wal = tmp_path / "app" / "wal"
+    (wal / "dead").mkdir(parents=True)
+    os.mkfifo(wal / "dead" / "seg-000001.aof")
+    (wal / "dead" / "seg-000002.aof").symlink_to("/dev/zero")
+    (wal / "elsewhere").symlink_to("/")
+    assert run("wal", tmp_path / "app", *options).stdout == ""
+
+
 # ── the program ──
 
 

@@ -31,7 +31,7 @@ from logbun_logging.cli.output import (
 from logbun_logging.dlq import DeadLetterQueue, DlqFile
 from logbun_logging.errors import ConfigurationError, LogbunError
 from logbun_logging.event import AuditEvent, decode_event
-from logbun_logging.files import try_lock
+from logbun_logging.files import open_regular, try_lock
 from logbun_logging.namespace import check_owner, read_note
 from logbun_logging.options import DlqOptions
 from logbun_logging.tenants import TenantRegistry
@@ -278,11 +278,13 @@ def _wal_events(folder: Path) -> Iterator[AuditEvent]:
 
 def _instances(folder: Path) -> list[Path]:
     root = folder / "wal"
-    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    found = root.iterdir() if root.is_dir() else ()
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
 
 def _files(instance: Path) -> list[Path]:
-    return sorted(instance.glob("seg-*.aof")) + sorted(instance.glob("current.aof"))
+    found = sorted(instance.glob("seg-*.aof")) + sorted(instance.glob("current.aof"))
+    return [path for path in found if path.is_file() and not path.is_symlink()]
 
 
 def _size(path: Path) -> int:
@@ -294,10 +296,10 @@ def _size(path: Path) -> int:
 
 def _records(path: Path) -> Iterator[tuple[bytes, bool]]:
     try:
-        file = path.open("rb")
+        descriptor = open_regular(path)
     except FileNotFoundError:  # delivered meanwhile
         return
-    with file:
+    with os.fdopen(descriptor, "rb") as file:
         yield from read_records(file)
 
 
