@@ -20,6 +20,9 @@ _MASK: Final = "***"
 #: A longer value is cut, in characters.
 _LONGEST: Final = 200
 
+#: So much of a text of others is read, in characters; what is shown of it is far shorter.
+_MOST: Final = 16_384
+
 #: The names of options, keys and parameters whose values are secret.
 _SECRET_NAME: Final = re.compile(
     r"pass|pwd|token|secret|jwt|credential|(?:^|[._-])(?:auth|key)|api_?key", re.IGNORECASE
@@ -30,13 +33,17 @@ _PASSWORD: Final = re.compile(r"^([^/:\[]*:)(?!\d*(?:/|$))[^/]+")
 
 _PARAMETER: Final = re.compile(r"([A-Za-z_][\w-]{0,40})=.*", re.DOTALL)
 
-#: In the text of others: a URL with something before its host; a name that is secret and its
-#: value; what the header ``Authorization`` holds.
+#: In the text of others: a URL with something before its host, or what looks like that without a
+#: scheme; a name that is secret and its value; what headers hold. Whatever is looked for at each
+#: character is bounded, or a text would take time that grows with its square.
 _IN_TEXT: Final = re.compile(
-    r"(?P<url>[a-z][a-z0-9+.-]*://)[^\n]*@"
-    r"|(?P<name>(?:\b|_)(?:auth_?)?(?:pass(?:word|wd|phrase)?|pwd|token|secret|jwt|api_?key)"
-    r"""['"]?\s*(?:=|:|%3D)\s*)(?:'[^'\n]*'|"[^"\n]*"|[^'"&\s,})]+)"""
-    r"|(?P<scheme>\b(?:Basic|Bearer)\s+)[^\s'\",]+",
+    r"(?P<url>[a-z][a-z0-9+.-]{0,30}://)[^\n]{0,2000}@"
+    r"|(?P<header>\b(?:(?:proxy-)?authorization|(?:set-)?cookie)['\"]?\s{0,9}[:=])[^\n]*"
+    r"|(?P<name>(?:\b|_)(?:[\w-]{0,40}[_-])?(?:auth)?(?:pass(?:word|wd|phrase|code)?|pwd|token|secret"
+    r"|jwt|otp|credentials?|(?:api|access|private|signing|encryption)[_-]?key)"
+    r"['\"]?\s{0,9}(?:=|:|%3D)\s{0,9}|\b(?:auth|key|sig)=)(?:'[^'\n]*'?|\"[^\"\n]*\"?|[^'\"&\s,})]+)"
+    r"|(?P<scheme>\b(?:Basic|Bearer)\s+)[^\s'\",]+"
+    r"|(?P<user>\b[\w.%+-]{1,64}:)[^\s@/'\"]{1,200}@(?=[\w\[])",
     re.IGNORECASE,
 )
 
@@ -57,13 +64,12 @@ def masked(text: str) -> str:
 
     Cut it afterwards: what is left of a secret that was cut does not look like one any more.
     """
-    return _IN_TEXT.sub(
-        lambda found: (
-            f"{found['url'] or found['name'] or found['scheme']}{_MASK}"
-            + ("@" if found["url"] else "")
-        ),
-        text,
-    )
+    return _IN_TEXT.sub(_without, text[:_MOST])
+
+
+def _without(found: re.Match[str]) -> str:
+    kind = found.lastgroup or ""
+    return f"{found[kind]}{_MASK}{'@' if kind in {'url', 'user'} else ''}"
 
 
 def one_line(value: object, longest: int = _LONGEST) -> str:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from logbun_logging.forks import awaits_fork
-from logbun_logging.messages import one_line
+from logbun_logging.messages import masked, one_line
 from logbun_logging.options import EventCallback
 from logbun_logging.report_kinds import REPORTS, describe
 from logbun_logging.stats import Counters
@@ -114,7 +114,7 @@ class Reporter:
             **details: for the callback; some are named in the message.
         """
         if self._queue.qsize() < _MOST:
-            kept = {key: _cut(value) for key, value in details.items()}
+            kept = {key: _safe(key, value) for key, value in details.items()}
             self._queue.put(_Report(name, level, kept))
         else:
             self._counters.add("reports_dropped")
@@ -333,8 +333,11 @@ def _logging_is_locked() -> bool:
     return is_owned is not None and bool(is_owned())
 
 
-def _cut(value: Any) -> Any:
-    return value[:_LONGEST] if isinstance(value, str) else value
+def _safe(key: str, value: Any) -> Any:
+    """Return a detail for the callback: short, and without the secrets of a driver's error."""
+    if not isinstance(value, str):
+        return value
+    return (masked(value) if key == "reason" else value)[:_LONGEST]
 
 
 def _where(error: BaseException) -> str:

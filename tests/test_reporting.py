@@ -282,6 +282,16 @@ def test_a_long_reason_is_cut(make_reporter, caplog):
     assert heard == ["x" * 2000]
 
 
+def test_a_callback_hears_no_secret_of_a_drivers_error(make_reporter):
+    heard = []
+    reporter = make_reporter(lambda name, details: heard.append(details))
+    reporter.report("close_failed", reason="postgresql://u:hunter2@h is gone", tenant_id="a:b@c")
+    assert reporter.drain(20)
+    (details,) = heard
+    assert details["reason"] == "postgresql://***@h is gone"
+    assert details["tenant_id"] == "a:b@c"
+
+
 def test_a_program_reads_kind_and_details_from_the_record(make_reporter, caplog):
     reporter = make_reporter()
     reporter.report("poisoned", events=2, attempts=10, file="f.batch", reason="no such column")
