@@ -72,8 +72,14 @@ def make(folder, adapter, *, databases=None, tenant_required=False, **retry):
         reporter=reporter,
         stopping=threading.Event(),
     )
+
+    def scan(**how):
+        inserted = scanner.scan(**how)
+        assert reporter.drain(20)  # a thread of its own tells what happened
+        return inserted
+
     return SimpleNamespace(
-        scan=scanner.scan,
+        scan=scan,
         retry=scanner.retry,
         queue=queue,
         delivery=delivery,
