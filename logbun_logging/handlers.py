@@ -66,7 +66,8 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
         self, queue: Any = None, *, trail: AuditTrail | None = None, **options: Any
     ) -> None:
         own = trail is not None or bool(options)
-        _check_queue(queue, own=own)
+        stock_put = not overrides(self, {"enqueue": logging.handlers.QueueHandler.enqueue})
+        _check_queue(queue, own=own, stock_put=stock_put)
         self._trail: AuditTrail | None = None
         self._listener: AuditQueueListener | None = None
         super().__init__(RecordQueue() if own else queue)
@@ -290,8 +291,10 @@ _HANDLER_METHODS: Final[Mapping[str, Any]] = {
 }
 
 
-def _check_queue(queue: Any, *, own: bool) -> None:
-    """Refuse a queue that would be ignored, that copies, or none at all.
+def _check_queue(queue: Any, *, own: bool, stock_put: bool) -> None:
+    """Refuse a queue that would be ignored, that copies or takes nothing, or none at all.
+
+    With *stock_put* the standard library's handler puts into it; a subclass may do it otherwise.
 
     Raises:
         ConfigurationError: with what is allowed.
@@ -313,3 +316,5 @@ def _check_queue(queue: Any, *, own: bool) -> None:
             " and a trail of its own, and they may share a namespace",
             problem="what it carries is copied, and a copy has no place in the WAL",
         )
+    if stock_put and not callable(getattr(queue, "put_nowait", None)):
+        raise ConfigurationError("queue", queue, "an object with put_nowait, as queue.Queue has")

@@ -226,6 +226,8 @@ def get_audit_logger(
     return AuditLogger(logging.getLogger(name), actions=known, level=level)
 
 
+_GIVE_IT_A_HANDLER: Final = "give it, or a logger above it, an AuditQueueHandler of that level"
+
 #: The names of the loggers whose wiring has been warned of.
 _warned: set[str] = set()
 
@@ -236,9 +238,15 @@ def _warn_of_wiring(logger: logging.Logger, level: int) -> None:
         return
     if not logger.isEnabledFor(level):
         shown = logging.getLevelName(logger.getEffectiveLevel())
-        problem = "it is disabled" if logger.disabled else f"its level is {shown}"
+        problem = (
+            "it is disabled. Set disable_existing_loggers to False in dictConfig"
+            if logger.disabled
+            else f"its level is {shown}. Set its level to {logging.getLevelName(level)}"
+        )
+        if not _reaches_audit(logger, level):
+            problem += f", and {_GIVE_IT_A_HANDLER}"
     elif not _reaches_audit(logger, level):
-        problem = "no audit handler is reached from it"
+        problem = f"no audit handler is reached from it: {_GIVE_IT_A_HANDLER}"
     else:
         return  # a filter has kept the record back, or another thread takes it over
     _warned.add(logger.name)

@@ -486,6 +486,9 @@ def _check_use(options: TrailOptions, values: Mapping[str, Any]) -> None:
     if _says(values, "batching", "max_size") and batching.max_size > batching.max_queue_size:
         allowed = f"at most batching.max_queue_size, which is {batching.max_queue_size:,}"
         raise ConfigurationError("batching.max_size", batching.max_size, allowed)
+    if _says(values, "batching", "block_timeout") and batching.on_queue_full != "block":
+        allowed = "absent unless batching.on_queue_full='block': nobody waits"
+        raise ConfigurationError("batching.block_timeout", batching.block_timeout, allowed)
     says_when = _says(values, "retention", "cron")
     if says_when and not retention.tenants and not _says(values, "retention", "days"):
         allowed = "with retention.days or retention.tenants: without them nothing is pruned"

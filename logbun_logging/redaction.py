@@ -92,7 +92,8 @@ class Redactor:
         for rule in rules:
             parts = tuple(_folded(rule).split(".")) if isinstance(rule, str) else ()
             if not all(parts) or not parts or parts in {(name,) for name in PROTECTED}:
-                allowed = "key names or dotted paths, but not " + ", ".join(sorted(PROTECTED))
+                needed = " or ".join(sorted(PROTECTED))
+                allowed = f"a key or a dotted path without an empty part, except {needed}"
                 raise ConfigurationError("redact", rule, allowed)
             names.add(".".join(parts))
             if len(parts) > 1:

@@ -22,6 +22,7 @@ _LONGEST: Final = 300
 _COUNTS: Final = {
     "databases": "database",
     "events": "event",
+    "names": "name",
     "records": "record",
     "reports": "report",
     "rows": "row",
@@ -74,7 +75,8 @@ REPORTS: Final[Mapping[str, Kind]] = {
     "refused": Kind(
         _WARNING,
         "Refused {events}: {reason}.",
-        "They are in the dead-letter queue. Let the application name a tenant.",
+        "They stay in the dead-letter queue until somebody names their tenant: logbun dlq retry "
+        "--set tenant_id=TENANT. Let the application name one.",
     ),
     "dropped": Kind(
         _ERROR,
@@ -200,18 +202,18 @@ REPORTS: Final[Mapping[str, Kind]] = {
     ),
     "unknown_fields": Kind(
         _WARNING,
-        "Found names in {events} that are no event field and look like one ({example}).",
-        "The values are in metadata. Mend the name.",
+        "Found {names} that look like a field of the event and are none ({example}).",
+        "The values are in metadata. Mend the name in the call.",
     ),
     "refused_fields": Kind(
         _ERROR,
-        "Found names in {events} that are no event field ({example}).",
-        "The events are stored nevertheless.",
+        "Found {names} that are no field of the event ({example}).",
+        "The events are stored. Give such names in metadata={{...}}.",
     ),
     "opaque_values": Kind(
         _WARNING,
         "Found objects in {events} that JSON cannot hold ({example}).",
-        "",
+        "The events are stored.",
     ),
     "unknown_action": Kind(
         _WARNING,

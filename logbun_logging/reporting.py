@@ -68,6 +68,13 @@ _WATCHED: Final = (
     "reports_dropped",
 )
 
+#: What one of these counters counts, if not events.
+_COUNTED: Final = {
+    "reports_dropped": "reports",
+    "unknown_fields": "names",
+    "refused_fields": "names",
+}
+
 _logger = logging.getLogger(LOGGER_NAME)
 
 
@@ -249,9 +256,7 @@ class Reporter:
             count = self._counters[name]
             new, self._seen[name] = count - self._seen[name], count
             if new > 0:  # what was lost may have been found again
-                details: dict[str, Any] = {
-                    "reports" if name == "reports_dropped" else "events": new
-                }
+                details: dict[str, Any] = {_COUNTED.get(name, "events"): new}
                 if (example := self._counters.example(name)) is not None:
                     details["example"] = example
                 report = _Report(name, None, details)

@@ -146,6 +146,18 @@ def test_a_queue_that_copies_is_refused():
         carried.close()
 
 
+def test_what_takes_no_records_is_no_queue_unless_the_handler_puts_otherwise():
+    class Sending(AuditQueueHandler):
+        def enqueue(self, record):
+            self.queue.append(record)
+
+    with pytest.raises(
+        ConfigurationError, match=r"queue=\[\]: allowed is an object with put_nowait"
+    ):
+        AuditQueueHandler([])
+    Sending([]).close()
+
+
 def test_a_copy_of_an_event_has_no_part_in_the_log_on_disk(tmp_path):
     number = os.open(tmp_path / "f", os.O_CREAT | os.O_RDWR)
     file = AppendFile(number)

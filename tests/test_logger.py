@@ -91,8 +91,10 @@ def test_names_that_logging_refuses_are_metadata(make_trail, make_logger, beside
 def test_misspelt_fields_and_objects_without_a_form_are_reported(make_trail, make_logger):
     happened = {}
     trail = make_trail(on_event=lambda name, details: happened.update({name: details}))
-    AuditLogger(make_logger(trail.handler)).fire("a", tenant="t1", new_values=object())
+    fire = AuditLogger(make_logger(trail.handler)).fire
+    fire("a", tenant="t1", actor="u1", new_values=object())
     trail.shutdown()
+    assert happened["unknown_fields"]["names"] == 2, "two names in one call"
     assert "'tenant': did you mean 'tenant_id'?" in happened["unknown_fields"]["example"]
     assert "pass a dict" in happened["opaque_values"]["example"]
 
@@ -173,7 +175,12 @@ def test_a_logger_without_an_audit_handler_is_told_of_once(make_trail, make_logg
         for _ in range(3):
             AuditLogger(log).fire("a")
         (said,) = told_of(caplog, log)
-        assert "no audit handler is reached" in said
+        assert "no audit handler is reached from it: give it" in said
+    quiet = make_logger(level=logging.WARNING)
+    AuditLogger(quiet).fire("a")
+    (said,) = told_of(caplog, quiet)
+    assert "Set its level to INFO" in said
+    assert "give it, or a logger above it, an AuditQueueHandler" in said, "it wants both"
     trail = make_trail()
     trail.handler.setLevel(logging.ERROR)
     log = make_logger(trail.handler)
@@ -187,7 +194,8 @@ def test_a_level_that_hides_events_is_told_of_once(make_trail, make_logger, capl
     for _ in range(3):
         AuditLogger(log).fire("a")
     (said,) = told_of(caplog, log)
-    assert "at level INFO are not stored: its level is WARNING" in said
+    assert "are not stored: its level is WARNING. Set its level to INFO" in said
+    assert "AuditQueueHandler" not in said, "it has one"
     disabled = make_logger(make_trail(namespace="other").handler)
     disabled.disabled = True
     AuditLogger(disabled).fire("a")

@@ -402,6 +402,10 @@ BAD_OPTIONS = [
     ({"tenancy": {"mode": "database_per_tenant"}, "adapter": None}, "resolve_connection"),
     ({"redact": "password"}, "redact='password'"),
     ({"redact": ["tenant_id"]}, "redact='tenant_id'"),
+    ({"redact": ["metadata..x"]}, "redact='metadata..x': allowed is .* without an empty part"),
+    ({"batching": {"block_timeout": 2}}, "batching.block_timeout=2.*on_queue_full='block'"),
+    ({"adapter": object()}, "this object has no init, bulk_insert, query, prune, close; allowed"),
+    ({"adapter": SQLiteAdapter}, "this is a class: pass an object of it; allowed is"),
     ({"unknown_fields": "raise"}, "unknown_fields='raise'.*'warn' or 'refuse' or 'allow'"),
     ({"on_event": 5}, "on_event=5"),
     ({"require_tenant_id": "yes"}, "require_tenant_id='yes'"),
@@ -414,6 +418,7 @@ BAD_OPTIONS = [
     [
         {"batching": {"max_queue_size": 10}},
         {"batching": BatchingOptions(max_queue_size=10)},
+        {"batching": {"on_queue_full": "block", "block_timeout": 2}},
         {"retention": {"days": None, "cron": "0 3 * * *"}},  # switched off, and said so
         {"retention": {"tenants": {"t": 1}, "cron": "0 3 * * *"}},
         {"adapter": None, "pool": {}, "tenancy": {"mode": "database_per_tenant",

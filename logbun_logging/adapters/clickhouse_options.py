@@ -193,7 +193,7 @@ def _require_driver(*, embedded: bool) -> None:
         if embedded and find_spec("chdb") is None:
             raise ModuleNotFoundError("No module named 'chdb'")
     except ImportError as error:
-        allowed = (
-            f"available with its driver: install the extra {extra!r} of logbun-logging ({error})"
-        )
-        raise ConfigurationError("adapter", "ClickHouseAdapter", allowed) from error
+        allowed = f"a driver that is installed: install the extra {extra!r} of logbun-logging"
+        raise ConfigurationError(
+            "adapter", "ClickHouseAdapter", allowed, problem=str(error)
+        ) from error

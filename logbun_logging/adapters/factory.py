@@ -61,7 +61,12 @@ def create_adapter(spec: Any, option: str = "adapter") -> Adapter:
     missing = [name for name in methods if not callable(getattr(spec, name, None))]
     if missing or isinstance(spec, type):
         allowed = f"a URL, a mapping with 'type', or an object with {', '.join(methods)}"
-        raise ConfigurationError(option, spec, allowed)
+        problem = (
+            "this is a class: pass an object of it"
+            if isinstance(spec, type)
+            else f"this object has no {', '.join(missing)}"
+        )
+        raise ConfigurationError(option, spec, allowed, problem=problem)
     waiting = [name for name in (*methods, *_OPTIONAL) if _is_async(getattr(spec, name, None))]
     if waiting:
         allowed = (
