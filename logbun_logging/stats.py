@@ -16,7 +16,7 @@ __all__ = ["COUNTERS", "Counters"]
 COUNTERS: Final = {
     "accepted": "events taken over from the caller",
     "inserted": "events that the adapter has confirmed",
-    "retried": "insert attempts after a failed one",
+    "retried": "batches of one tenant that were put back for another attempt",
     "spilled": "events written to the DLQ because a queue was full",
     "dead_lettered": "events written to the DLQ because inserting failed",
     "redelivered": "events inserted from the DLQ",
@@ -39,7 +39,7 @@ COUNTERS: Final = {
     "encode_failures": "events of which only the action and the error could be kept",
     "filter_failures": "filters behind the queue that raised; their records passed",
     "rendered": "events whose action is a rendered JSON object: a structlog renderer came first",
-    "insert_failures": "failed insert attempts",
+    "insert_failures": "failed inserts; one insert may carry the batches of many tenants",
     "pruned": "rows removed by retention",
     "retention_failures": "databases that a retention run could not prune",
     "bootstrap_failures": "failed attempts to open the database",

@@ -95,7 +95,7 @@ def test_misspelt_fields_and_objects_without_a_form_are_reported(make_trail, mak
     fire("a", tenant="t1", actor="u1", new_values=object())
     trail.shutdown()
     assert happened["unknown_fields"]["names"] == 2, "two names in one call"
-    assert "'tenant': did you mean 'tenant_id'?" in happened["unknown_fields"]["example"]
+    assert "'actor': did you mean 'actor_id'?" in happened["unknown_fields"]["example"]
     assert "pass a dict" in happened["opaque_values"]["example"]
 
 
