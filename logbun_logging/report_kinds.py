@@ -55,7 +55,7 @@ REPORTS: Final[Mapping[str, Kind]] = {
     "dead_lettered": Kind(
         _WARNING,
         "Wrote {events} to the dead-letter queue, because inserting failed: {reason}.",
-        "They come back by themselves.",
+        "They are tried again by themselves.",
     ),
     "spilled": Kind(
         _WARNING,
