@@ -6,10 +6,11 @@ in one transaction. The driver, its connection and its time-outs are behind ``tu
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
@@ -40,6 +41,7 @@ from logbun_logging.errors import (
     RejectedEventsError,
 )
 from logbun_logging.event import AuditEvent
+from logbun_logging.files import PRIVATE_FILE
 from logbun_logging.messages import masked
 from logbun_logging.query import Filters, Pagination, TenantScope
 
@@ -119,6 +121,7 @@ class TursoAdapter:
     def init(self) -> None:
         """Create or migrate the table and its indexes; several processes may do so at once."""
         columns = f"SELECT name, pk FROM pragma_table_info('{sql.TABLE}')"
+        self._make_private_file()
         for _ in range(3):
             with self._errors():
                 found = self._write([(sql.CREATE_TABLE, ()), (columns, ())])
@@ -131,6 +134,13 @@ class TursoAdapter:
                 else:
                     return
         raise AdapterUnavailableError(f"{self!r}: the table changes all the time")
+
+    def _make_private_file(self) -> None:
+        """Make the file of a ``file:`` URL if it is missing: others may read the driver's own."""
+        if self.url.startswith("file:"):
+            path = Path(self.url.removeprefix("file:"))
+            with suppress(OSError):  # which the driver meets as well, and says
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE))
 
     def bulk_insert(self, tenant_id: str | None, events: Sequence[AuditEvent]) -> bool:
         """Store the events of one tenant in one transaction."""

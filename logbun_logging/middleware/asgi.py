@@ -32,6 +32,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+#: Headers that proxies write. Of others, which are the client's word, the first lines are read.
+_FORWARDING: Final = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP")
+
 #: Lines of one header that are read: no chain of proxies writes more, and a client can send many.
 _MAX_LINES: Final = 64
 
@@ -118,6 +121,8 @@ def _cgi_headers(
         if key is not None:
             lines.setdefault(key, []).append(value)
     return {
-        key: b",".join(found).decode("latin-1") if len(found) <= _MAX_LINES else UNREADABLE
+        key: UNREADABLE
+        if len(found) > _MAX_LINES and key in _FORWARDING
+        else b",".join(found[:_MAX_LINES]).decode("latin-1")
         for key, found in lines.items()
     }

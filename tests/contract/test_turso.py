@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import stat
 from contextlib import closing, contextmanager, suppress
 
 import pytest
@@ -175,3 +176,13 @@ def test_a_file_without_its_name_table_or_column_takes_events_without_a_restart(
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         found = database.execute("SELECT count(*) FROM audit_logs WHERE action = 'after'")
         assert found.fetchone() == (1,)
+
+
+@pytest.mark.parametrize("driver", ["libsql-client", "libsql"])
+def test_a_file_is_private_to_its_user(tmp_path, driver):
+    adapter = TursoAdapter(f"file:{tmp_path}/audit.db", driver=driver)
+    adapter.init()
+    adapter.bulk_insert(None, [samples.encode("a")])
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert set(modes.values()) == {0o600}, modes
+    adapter.close()

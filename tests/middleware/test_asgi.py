@@ -80,6 +80,14 @@ def test_a_header_of_too_many_lines_is_not_believed(lines, address):
     assert app.seen == [{"ip_address": address}] * 2
 
 
+def test_many_lines_of_the_client_s_own_headers_are_cut():
+    app = Recorder()
+
+    run(app, {**SCOPE, "headers": [(b"user-agent", b"a")] * 1000})
+
+    assert app.seen[0]["user_agent"] == ",".join("a" * 64)
+
+
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda scope: pickle.loads(pickle.dumps(scope))]
 )
