@@ -89,7 +89,7 @@ class Threads:
         try:
             worker.start()
         except (RuntimeError, MemoryError) as error:
-            if threading.main_thread().is_alive():  # or the interpreter ends, and starts no more
+            if not _ends(error):
                 if not self.missing:
                     reason = f"{type(error).__name__}: {error}"
                     self._reporter.report("start_failed", thread=worker.name, reason=reason)
@@ -102,3 +102,11 @@ class Threads:
         self._counters.add("threads_died")
         reason = "it has ended" if error is None else f"{type(error).__name__}: {error}"
         self._reporter.report("thread_died", thread=name, reason=reason)
+
+
+def _ends(error: BaseException) -> bool:
+    """Tell whether a thread could not be started because the interpreter ends.
+
+    Python 3.12 and newer say so, sometimes before the main thread has ended.
+    """
+    return not threading.main_thread().is_alive() or "interpreter shutdown" in str(error)
