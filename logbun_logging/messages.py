@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, MappingView
 from typing import Final
 
-__all__ = ["masked", "one_line", "shown"]
+__all__ = ["masked", "one_line", "printable", "shown"]
 
 _MASK: Final = "***"
 
@@ -84,6 +84,11 @@ def one_line(value: object, longest: int = _LONGEST) -> str:
         text = f"<unprintable {type(value).__name__}>"
     if len(text) > longest:
         text = text[: longest - 3] + "..."
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Return *text* with all escaped that a terminal, or a reader of lines, takes for an order."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from logbun_logging.errors import ConfigurationError, LogbunError, QueryError
 from logbun_logging.event import FIELDS, AuditEvent
+from logbun_logging.messages import printable
 
 __all__ = [
     "Format",
@@ -107,7 +108,7 @@ def _failure(message: str, code: int) -> typer.Exit:
 
 def warn(message: str) -> None:
     """Write a line for people to stderr."""
-    typer.echo(_printable(message), err=True)
+    typer.echo(printable(message), err=True)
 
 
 def require_terminal() -> None:
@@ -178,7 +179,7 @@ def show_json(value: object) -> None:
 
 def show_line(line: str) -> None:
     """Write a line to stdout, at once."""
-    typer.echo(_printable(line))
+    typer.echo(printable(line))
 
 
 def show_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -249,9 +250,4 @@ def _safe_cell(text: str) -> str:
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else _printable(str(value))
-
-
-def _printable(text: str) -> str:
-    """Return *text* without what a terminal would take for an order: events are not trusted."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "" if value is None else printable(str(value))
