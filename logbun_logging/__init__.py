@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from logbun_logging._encoding.record import AuditRecord
 from logbun_logging.adapters.base import Adapter
 from logbun_logging.context import (
     AuditContextFilter,
@@ -40,7 +41,6 @@ from logbun_logging.handlers import AuditQueueListener, BatchingAuditHandler
 from logbun_logging.logger import AuditFields, AuditLogger, get_audit_logger
 from logbun_logging.query import ALL_TENANTS, Page, QueryFilters
 from logbun_logging.reader import TenantReader
-from logbun_logging.record import AuditRecord
 from logbun_logging.signals import shutdown_on_signals
 from logbun_logging.trail import AuditTrail, get_trail
 

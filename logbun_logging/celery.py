@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from celery import signals  # type: ignore[import-untyped]
 
+from logbun_logging._encoding.values import clean_text, cut_text, plain_text
 from logbun_logging.context import (
     CONTEXT_FIELDS,
     current_context,
@@ -23,7 +24,6 @@ from logbun_logging.context import (
 )
 from logbun_logging.event import UNKNOWN_ACTOR
 from logbun_logging.trail import running_trails
-from logbun_logging.values import clean_text, cut_text, plain_text
 
 __all__ = ["celery_signals"]
 

@@ -17,7 +17,7 @@ from contextvars import ContextVar, Token
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
-from logbun_logging.values import plain_text
+from logbun_logging._encoding.values import plain_text
 
 __all__ = [
     "CONTEXT_FIELDS",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from logbun_logging.messages import shown
+from logbun_logging._encoding.messages import shown
 
 __all__ = [
     "AdapterUnavailableError",

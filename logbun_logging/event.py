@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 import uuid_utils
 
-from logbun_logging.forks import notice_fork
+from logbun_logging._process.forks import notice_fork
 
 __all__ = [
     "ACTION_AT",

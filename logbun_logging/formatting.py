@@ -12,16 +12,16 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from logbun_logging.encoding import EventEncoder
+from logbun_logging._encoding.encoder import EventEncoder
+from logbun_logging._encoding.record import AuditRecord
+from logbun_logging._encoding.redaction import Redactor
+from logbun_logging._encoding.unknown_fields import CALL_FIELDS
+from logbun_logging._engine.intake import encode_record
+from logbun_logging._process.counters import Counters
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.event import AuditEvent, Entry, decode_event
-from logbun_logging.intake import encode_record
 from logbun_logging.options import LimitOptions, parse_encoding
-from logbun_logging.record import AuditRecord
-from logbun_logging.redaction import Redactor
-from logbun_logging.stats import Counters
 from logbun_logging.trail import AuditTrail, get_trail
-from logbun_logging.unknown_fields import CALL_FIELDS
 
 __all__ = ["AuditFormatter"]
 

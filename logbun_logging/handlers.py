@@ -14,19 +14,19 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from logbun_logging._encoding.record import AuditRecord
+from logbun_logging._engine.intake import Intake, make_intake
+from logbun_logging._engine.queue import RecordQueue
+from logbun_logging._engine.reporting import LOGGER_NAME
+from logbun_logging._process.forks import notice_fork
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.event import Entry
-from logbun_logging.forks import notice_fork
-from logbun_logging.intake import Intake, make_intake
 from logbun_logging.listener import (
     AuditQueueListener,
     BatchingAuditHandler,
     overrides,
     submit_to_open,
 )
-from logbun_logging.queueing import RecordQueue
-from logbun_logging.record import AuditRecord
-from logbun_logging.reporting import LOGGER_NAME
 from logbun_logging.trail import AuditTrail
 
 __all__ = ["AuditQueueHandler", "AuditQueueListener", "BatchingAuditHandler"]

@@ -16,14 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeGuard
 
+from logbun_logging._encoding.record import AuditRecord
+from logbun_logging._engine.intake import encode_record, submit_unqueued
+from logbun_logging._engine.queue import RecordQueue, fresh_queue
+from logbun_logging._engine.reporting import LOGGER_NAME
+from logbun_logging._process.worker import WorkerThread
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.event import ACTION_AT, Entry
-from logbun_logging.intake import encode_record, submit_unqueued
-from logbun_logging.queueing import RecordQueue, fresh_queue
-from logbun_logging.record import AuditRecord
-from logbun_logging.reporting import LOGGER_NAME
 from logbun_logging.trail import AuditTrail
-from logbun_logging.worker import WorkerThread
 
 __all__ = ["AuditQueueListener", "BatchingAuditHandler", "overrides", "submit_to_open"]
 

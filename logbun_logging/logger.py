@@ -11,10 +11,10 @@ import logging.handlers
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, get_args
 
+from logbun_logging._encoding.record import AuditRecord
+from logbun_logging._engine.reporting import LOGGER_NAME
 from logbun_logging.event import Identifier
 from logbun_logging.handlers import BatchingAuditHandler
-from logbun_logging.record import AuditRecord
-from logbun_logging.reporting import LOGGER_NAME
 
 __all__ = ["AuditFields", "AuditLogger", "get_audit_logger"]
 

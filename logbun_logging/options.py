@@ -15,11 +15,11 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
+from logbun_logging._encoding.messages import shown
+from logbun_logging._encoding.redaction import DEFAULT_RULES, Redactor
+from logbun_logging._encoding.unknown_fields import UnknownFieldsMode
+from logbun_logging._encoding.values import clean_tenant_id, plain_text
 from logbun_logging.errors import ConfigurationError
-from logbun_logging.messages import shown
-from logbun_logging.redaction import DEFAULT_RULES, Redactor
-from logbun_logging.unknown_fields import UnknownFieldsMode
-from logbun_logging.values import clean_tenant_id, plain_text
 
 __all__ = [
     "BatchingOptions",

@@ -13,10 +13,10 @@ from typing import Final, Literal, TypeAlias, TypedDict, Unpack, get_args
 
 import msgspec
 
+from logbun_logging._encoding.messages import shown
+from logbun_logging._encoding.values import clean_text, plain_text
 from logbun_logging.errors import QueryError
 from logbun_logging.event import AuditEvent, Identifier
-from logbun_logging.messages import shown
-from logbun_logging.values import clean_text, plain_text
 
 __all__ = [
     "ALL_TENANTS",

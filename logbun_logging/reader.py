@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeAlias, TypeVar, Unpack
 
+from logbun_logging._encoding.messages import shown
+from logbun_logging._encoding.values import clean_tenant_id, plain_text
 from logbun_logging.errors import QueryError
 from logbun_logging.event import AuditEvent
-from logbun_logging.messages import shown
 from logbun_logging.query import (
     Filters,
     Page,
@@ -22,7 +23,6 @@ from logbun_logging.query import (
     encode_cursor,
     make_filters,
 )
-from logbun_logging.values import clean_tenant_id, plain_text
 
 __all__ = ["Reader", "TenantReader"]
 

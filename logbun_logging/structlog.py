@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import msgspec
 
-from logbun_logging.event_dict import EventDictCall, level_of, read_event_dict
-from logbun_logging.record import AuditRecord
-from logbun_logging.reporting import LOGGER_NAME
+from logbun_logging._encoding.event_dict import EventDictCall, level_of, read_event_dict
+from logbun_logging._encoding.record import AuditRecord
+from logbun_logging._encoding.values import safe_str
+from logbun_logging._engine.reporting import LOGGER_NAME
 from logbun_logging.trail import AuditTrail, get_trail
-from logbun_logging.values import safe_str
 
 __all__ = ["AuditProcessor"]
 

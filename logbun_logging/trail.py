@@ -15,9 +15,13 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from logbun_logging import forks
+from logbun_logging._encoding.messages import masked, shown
+from logbun_logging._encoding.values import clean_tenant_id, plain_text
+from logbun_logging._engine.pipeline import Pipeline
+from logbun_logging._process import forks
+from logbun_logging._storage.dlq import DeadLetterQueue
+from logbun_logging._tenancy.databases import NoDatabaseError
 from logbun_logging.adapters.base import PruneReport
-from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.errors import (
     AdapterUnavailableError,
     LogbunError,
@@ -27,9 +31,7 @@ from logbun_logging.errors import (
     TenantRequiredError,
 )
 from logbun_logging.event import AuditEvent, Entry
-from logbun_logging.messages import masked, shown
 from logbun_logging.options import TrailOptions, parse_options
-from logbun_logging.pipeline import Pipeline
 from logbun_logging.query import (
     AllTenants,
     Filters,
@@ -39,8 +41,6 @@ from logbun_logging.query import (
     TenantScope,
 )
 from logbun_logging.reader import Reader, TenantReader, in_thread
-from logbun_logging.tenancy import NoDatabaseError
-from logbun_logging.values import clean_tenant_id, plain_text
 
 if TYPE_CHECKING:
     from logbun_logging.handlers import AuditQueueHandler
@@ -461,7 +461,7 @@ class AuditTrail:
     def stats(self) -> dict[str, Any]:
         """Return counters and gauges as they are now; cheap enough for a metrics scrape.
 
-        Besides the counters of :data:`~logbun_logging.stats.COUNTERS`: ``queued`` and
+        Besides the counters of :data:`~logbun_logging._process.counters.COUNTERS`: ``queued`` and
         ``queued_bytes`` (in memory), ``queued_by_tenant``, ``wal`` (``segments``, ``bytes``,
         ``adopted_bytes``, ``oldest``, ``parked``), ``dlq`` (files and events by state,
         ``error`` if it cannot be read), ``ready``,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 from logbun_logging import AdapterUnavailableError
+from logbun_logging._process.worker import WorkerThread
 from logbun_logging.query import AllTenants
-from logbun_logging.worker import WorkerThread
 
 
 class MemoryAdapter:

@@ -18,14 +18,14 @@ import pytest
 from typer.testing import CliRunner
 
 from logbun_logging import ALL_TENANTS, AuditEvent, AuditLogger, __version__
-from logbun_logging.adapters.sqlite import SQLiteAdapter
+from logbun_logging._encoding.values import clean_tenant_id
+from logbun_logging._storage.dlq import DeadLetterQueue
+from logbun_logging._storage.namespace import Namespace
+from logbun_logging.adapters.sqlite.adapter import SQLiteAdapter
 from logbun_logging.cli import app
-from logbun_logging.dlq import DeadLetterQueue
 from logbun_logging.event import encode_event, new_event_id, utc_now
-from logbun_logging.namespace import Namespace
 from logbun_logging.options import DlqOptions
 from logbun_logging.query import Pagination, make_filters
-from logbun_logging.values import clean_tenant_id
 from tests.fakes import MemoryAdapter
 
 SCRIPT = Path(sys.executable).with_name("logbun")

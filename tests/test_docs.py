@@ -16,10 +16,10 @@ from string import Formatter
 import msgspec
 import pytest
 
+from logbun_logging._engine.report_kinds import REPORTS
+from logbun_logging._process.counters import COUNTERS
 from logbun_logging.adapters import SQLiteAdapter
 from logbun_logging.adapters.sql import time_text
-from logbun_logging.report_kinds import REPORTS
-from logbun_logging.stats import COUNTERS
 from logbun_logging.testing import samples
 
 ROOT = Path(__file__).parents[1]

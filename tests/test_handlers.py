@@ -157,7 +157,7 @@ class Seen(logging.Handler):
 
 
 @NEEDS_312
-@pytest.mark.parametrize("queue", ["queue.Queue", "logbun_logging.queueing.RecordQueue"])
+@pytest.mark.parametrize("queue", ["queue.Queue", "logbun_logging._engine.queue.RecordQueue"])
 def test_the_form_of_the_stdlib_works_and_starts_by_itself(configure, tmp_path, queue):
     config = stdlib_form(tmp_path, queue)
     if queue.startswith("logbun") and sys.version_info < (3, 13):

@@ -28,12 +28,12 @@ from logbun_logging import (
     QueryError,
     TenantRequiredError,
 )
+from logbun_logging._encoding.redaction import Redactor
 from logbun_logging.adapters import sql
-from logbun_logging.adapters.sqlite import SQLiteAdapter
+from logbun_logging.adapters.sqlite.adapter import SQLiteAdapter
 from logbun_logging.event import AuditEvent, decode_event, new_event_id, utc_timestamp
 from logbun_logging.options import BatchingOptions, parse_options
 from logbun_logging.query import Pagination, make_filters
-from logbun_logging.redaction import Redactor
 from tests.fakes import MemoryAdapter, wait_until
 
 BASE = datetime(2026, 1, 1, tzinfo=UTC)

@@ -16,9 +16,9 @@ from logbun_logging.adapters.base import (
 from logbun_logging.adapters.factory import CLASSES, create_adapter, load_adapter_class
 
 if TYPE_CHECKING:
-    from logbun_logging.adapters.clickhouse import ClickHouseAdapter
-    from logbun_logging.adapters.sqlite import SQLiteAdapter
-    from logbun_logging.adapters.turso import TursoAdapter
+    from logbun_logging.adapters.clickhouse.adapter import ClickHouseAdapter
+    from logbun_logging.adapters.sqlite.adapter import SQLiteAdapter
+    from logbun_logging.adapters.turso.adapter import TursoAdapter
 
 __all__ = [
     "Adapter",

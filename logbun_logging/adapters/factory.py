@@ -18,9 +18,9 @@ __all__ = ["CLASSES", "create_adapter", "load_adapter_class"]
 
 #: Adapter class name to the module that has it.
 CLASSES: Final = {
-    "SQLiteAdapter": "logbun_logging.adapters.sqlite",
-    "TursoAdapter": "logbun_logging.adapters.turso",
-    "ClickHouseAdapter": "logbun_logging.adapters.clickhouse",
+    "SQLiteAdapter": "logbun_logging.adapters.sqlite.adapter",
+    "TursoAdapter": "logbun_logging.adapters.turso.adapter",
+    "ClickHouseAdapter": "logbun_logging.adapters.clickhouse.adapter",
 }
 
 _TYPES: Final = {

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
-from logbun_logging.forks import register
+from logbun_logging._process.forks import register
 
 __all__ = ["ForkGate", "Suspendable"]
 

@@ -13,6 +13,7 @@ from typing import Annotated, Final
 import typer
 from msgspec.structs import replace
 
+from logbun_logging._encoding.values import clean_tenant_id
 from logbun_logging.adapters.base import Adapter, FileAdapter, PruneReport
 from logbun_logging.adapters.factory import create_adapter
 from logbun_logging.cli.commands import Command, Raw, Yes
@@ -42,7 +43,6 @@ from logbun_logging.query import (
     make_filters,
     utc_text,
 )
-from logbun_logging.values import clean_tenant_id
 
 __all__ = ["Url", "open_database", "register"]
 

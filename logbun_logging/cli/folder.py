@@ -16,6 +16,12 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from logbun_logging._encoding.values import clean_tenant_id
+from logbun_logging._storage.dlq import DeadLetterQueue, DlqFile
+from logbun_logging._storage.files import open_regular, try_lock
+from logbun_logging._storage.namespace import check_owner, read_note
+from logbun_logging._storage.wal.codec import entry_of, read_records
+from logbun_logging._tenancy.registry import TenantRegistry
 from logbun_logging.cli.commands import Command, Raw, Yes
 from logbun_logging.cli.events import Url, open_database
 from logbun_logging.cli.output import (
@@ -28,16 +34,10 @@ from logbun_logging.cli.output import (
     show_table,
     warn,
 )
-from logbun_logging.dlq import DeadLetterQueue, DlqFile
 from logbun_logging.errors import ConfigurationError, LogbunError
 from logbun_logging.event import AuditEvent, decode_event
-from logbun_logging.files import open_regular, try_lock
-from logbun_logging.namespace import check_owner, read_note
 from logbun_logging.options import DlqOptions
-from logbun_logging.tenants import TenantRegistry
 from logbun_logging.trail import AuditTrail
-from logbun_logging.values import clean_tenant_id
-from logbun_logging.wal.codec import entry_of, read_records
 
 __all__ = ["register"]
 

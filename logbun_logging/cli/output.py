@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from logbun_logging._encoding.messages import printable
 from logbun_logging.errors import ConfigurationError, LogbunError, QueryError
 from logbun_logging.event import FIELDS, AuditEvent
-from logbun_logging.messages import printable
 
 __all__ = [
     "Format",

@@ -15,9 +15,9 @@ from enum import Enum
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any, Final
 
+from logbun_logging._encoding.values import plain_text
+from logbun_logging._engine.reporting import LOGGER_NAME
 from logbun_logging.errors import ConfigurationError
-from logbun_logging.reporting import LOGGER_NAME
-from logbun_logging.values import plain_text
 
 __all__ = ["Lookup"]
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from logbun_logging._encoding.values import Normalizer
 from logbun_logging.event import FIELDS, AuditEvent
 from logbun_logging.logger import AuditLogger
 from logbun_logging.query import make_filters
-from logbun_logging.values import Normalizer
 
 __all__ = ["AuditLog"]
 

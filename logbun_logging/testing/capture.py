@@ -15,13 +15,13 @@ from itertools import count
 from typing import Any, Final
 from unittest.mock import patch
 
+from logbun_logging._encoding.record import AuditRecord
+from logbun_logging._engine.intake import encode_record
+from logbun_logging._engine.reporting import LOGGER_NAME
 from logbun_logging.adapters.base import PruneReport
 from logbun_logging.event import AuditEvent, decode_event
 from logbun_logging.handlers import AuditQueueHandler, BatchingAuditHandler
-from logbun_logging.intake import encode_record
 from logbun_logging.query import Filters, Pagination, TenantScope
-from logbun_logging.record import AuditRecord
-from logbun_logging.reporting import LOGGER_NAME
 from logbun_logging.testing.audit_log import AuditLog
 from logbun_logging.testing.memory import MemoryAdapter
 from logbun_logging.trail import AuditTrail

@@ -16,11 +16,11 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from logbun_logging._encoding.encoder import EventEncoder
+from logbun_logging._process.counters import Counters
 from logbun_logging.adapters.sql import time_text
-from logbun_logging.encoding import EventEncoder
 from logbun_logging.event import AuditEvent, decode_event
 from logbun_logging.options import LimitOptions
-from logbun_logging.stats import Counters
 
 __all__ = ["BASE", "encode", "event_at", "hostile_events", "sample_events", "sample_queries"]
 

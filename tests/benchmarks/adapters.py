@@ -27,10 +27,10 @@ from logbun_logging.adapters import (
     ClickHouseAdapter,
     SQLiteAdapter,
     TursoAdapter,
-    clickhouse_sql,
     sql,
 )
 from logbun_logging.adapters.base import EncodedAdapter
+from logbun_logging.adapters.clickhouse import table as clickhouse_sql
 from logbun_logging.event import encode_event
 from logbun_logging.testing import samples
 from tests.contract import clickhouse_http, postgres, sqld

@@ -18,7 +18,7 @@ from statistics import median
 from unittest.mock import patch
 
 from logbun_logging import AuditLogger
-from logbun_logging.wal.commit import GroupCommit
+from logbun_logging._storage.wal.commit import GroupCommit
 from tests.benchmarks.calls import FIELDS, logger_with, ours
 from tests.benchmarks.harness import Figure, interleave, report
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from logbun_logging.adapters import ClickHouseAdapter
-from logbun_logging.adapters.clickhouse_sql import COLUMNS, Layout
+from logbun_logging.adapters.clickhouse.table import COLUMNS, Layout
 
 if importlib.util.find_spec("chdb") is None:
     pytest.skip("chdb is missing: pip install -e '.[dev-all]'", allow_module_level=True)

@@ -551,7 +551,7 @@ def test_the_driver_is_asked_for_by_the_name_of_its_extra(monkeypatch, tmp_path)
 
 
 def test_without_chdb_the_extra_of_its_name_is_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr("logbun_logging.adapters.clickhouse_options.find_spec", lambda _: None)
+    monkeypatch.setattr("logbun_logging.adapters.clickhouse.options.find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=r"the extra 'chdb' of logbun-logging"):
         ClickHouseAdapter(path=tmp_path)
     ClickHouseAdapter(host="localhost")

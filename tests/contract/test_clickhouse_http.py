@@ -12,7 +12,7 @@ import pytest
 
 from logbun_logging import AdapterUnavailableError, AuditTrail
 from logbun_logging.adapters import ClickHouseAdapter
-from logbun_logging.adapters.clickhouse_sql import tenant_key
+from logbun_logging.adapters.clickhouse.table import tenant_key
 from logbun_logging.errors import BatchTooLargeError
 from logbun_logging.event import encode_event
 from logbun_logging.testing import AdapterContract, ServerContract, samples

@@ -17,7 +17,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from logbun_logging import AdapterUnavailableError
-from logbun_logging.adapters import SQLiteAdapter, sql, sqlite_connections
+from logbun_logging.adapters import SQLiteAdapter, sql
+from logbun_logging.adapters.sqlite import connections as sqlite_connections
 from logbun_logging.errors import BusyError
 from logbun_logging.testing import AdapterContract, samples
 from logbun_logging.testing.contract import newest_first, read

@@ -13,14 +13,15 @@ import msgspec
 import pytest
 
 from logbun_logging import AdapterUnavailableError, RejectedEventsError
-from logbun_logging.adapters import TursoAdapter, turso_drivers
+from logbun_logging.adapters import TursoAdapter
+from logbun_logging.adapters.turso import driver as turso_drivers
 from logbun_logging.query import ALL_TENANTS, Pagination, make_filters
 from logbun_logging.testing import samples
 from logbun_logging.testing.contract import logger_of, newest_first, read
+from tests.adapters.test_forking import in_a_child
 from tests.contract import sqld
 from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_row
 from tests.fakes import wait_until
-from tests.test_forking import in_a_child
 
 pytestmark = sqld.needs_drivers
 

@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from logbun_logging import AdapterUnavailableError, BatchTooLargeError, ConfigurationError
-from logbun_logging.adapters import TursoAdapter, create_adapter, turso
+from logbun_logging.adapters import TursoAdapter, create_adapter
+from logbun_logging.adapters.turso import adapter as turso
 from logbun_logging.testing import samples
 from tests.contract import sqld
 

@@ -17,10 +17,10 @@ from contextlib import closing
 from pathlib import Path
 
 from logbun_logging import AuditTrail
+from logbun_logging._storage.wal import WalWriter
 from logbun_logging.adapters import SQLiteAdapter
 from logbun_logging.event import AuditEvent, Entry, encode_event, new_event_id, utc_now
 from logbun_logging.options import WalOptions
-from logbun_logging.wal import WalWriter
 from tests.faults.memory import peak_memory, reset_peak_memory
 from tests.faults.rig import ROOT, print_table
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from logbun_logging.wal.codec import read_records
+from logbun_logging._storage.wal.codec import read_records
 from tests.faults.rig import (
     Disk,
     Workload,

@@ -45,7 +45,7 @@ import pytest
 
 import logbun_logging
 from logbun_logging import ALL_TENANTS, AuditLogger, NotReadyError
-from logbun_logging.wal import recovery
+from logbun_logging._storage.wal import recovery
 from tests.fakes import MemoryAdapter, SharedMemoryAdapter, wait_until
 from tests.faults.kill_loop import run
 

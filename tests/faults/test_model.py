@@ -22,14 +22,21 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from logbun_logging import recovery
-from logbun_logging.batching import Buffers
-from logbun_logging.breaker import CircuitBreaker
-from logbun_logging.delivery import Delivery
-from logbun_logging.dlq import DeadLetterQueue
-from logbun_logging.dlq_scan import DlqScanner
+from logbun_logging._engine import recovery
+from logbun_logging._engine.dead_letters import DlqScanner
+from logbun_logging._engine.delivery import Delivery
+from logbun_logging._engine.flushing import Flusher
+from logbun_logging._engine.maintenance import Redelivery
+from logbun_logging._engine.recovery import Recovery
+from logbun_logging._engine.reporting import Reporter
+from logbun_logging._engine.scheduler import Buffers
+from logbun_logging._process.counters import Counters
+from logbun_logging._storage.dlq import DeadLetterQueue
+from logbun_logging._storage.wal import WalWriter
+from logbun_logging._storage.wal.codec import read_records
+from logbun_logging._tenancy.breaker import CircuitBreaker
+from logbun_logging._tenancy.databases import SingleDatabase
 from logbun_logging.event import AuditEvent, Entry, encode_event, new_event_id, utc_now
-from logbun_logging.flushing import Flusher
 from logbun_logging.options import (
     BatchingOptions,
     DlqOptions,
@@ -37,13 +44,6 @@ from logbun_logging.options import (
     RetryOptions,
     WalOptions,
 )
-from logbun_logging.recovery import Recovery
-from logbun_logging.redelivery import Redelivery
-from logbun_logging.reporting import Reporter
-from logbun_logging.stats import Counters
-from logbun_logging.tenancy import SingleDatabase
-from logbun_logging.wal import WalWriter
-from logbun_logging.wal.codec import read_records
 from tests.fakes import SharedMemoryAdapter
 
 TENANTS = st.sampled_from(["a", "b", None])

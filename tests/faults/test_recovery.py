@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from logbun_logging import AuditLogger, BatchingAuditHandler
-from logbun_logging.dlq import Claim
+from logbun_logging._storage.dlq import Claim
+from logbun_logging._storage.wal import adopt_abandoned, read_segment, recovery
+from logbun_logging._storage.wal.codec import encode_line
 from logbun_logging.event import AuditEvent, encode_event, new_event_id, utc_now
-from logbun_logging.wal import adopt_abandoned, read_segment, recovery
-from logbun_logging.wal.codec import encode_line
 from tests.fakes import MemoryAdapter, SharedMemoryAdapter, wait_until
 
 QUICK = {"base_delay": 0.01, "scan_interval": 60.0, "first_scan": 60.0}

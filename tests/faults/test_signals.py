@@ -9,11 +9,11 @@ import threading
 
 import pytest
 
+from logbun_logging._engine.queue import RecordQueue
+from logbun_logging._storage.wal.segment import Segment
+from logbun_logging._storage.wal.writer import WalWriter
 from logbun_logging.logger import AuditLogger
 from logbun_logging.options import WalOptions
-from logbun_logging.queueing import RecordQueue
-from logbun_logging.wal.segment import Segment
-from logbun_logging.wal.writer import WalWriter
 from tests.fakes import SharedMemoryAdapter, wait_until
 from tests.faults.rig import ROOT
 

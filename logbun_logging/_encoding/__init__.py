@@ -1,0 +1,1 @@
+"""From what a caller logs to the bytes of an event."""

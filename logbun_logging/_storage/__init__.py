@@ -1,0 +1,1 @@
+"""The files of a namespace: the write-ahead log and the dead-letter queue."""

@@ -1,0 +1,1 @@
+"""The databases of a trail: one for all tenants, or one for each."""
