@@ -4,8 +4,8 @@ Try it on a database that you have (``pip install 'psycopg[binary]'``)::
 
     python examples/postgres_adapter.py postgresql://user:password@localhost/audit
 
-``docs/custom-adapters.md`` explains it; ``tests/contract/test_postgres_example.py`` holds it to the
-contract that the library's own adapters keep, on a real server that is killed and hangs.
+``docs/how-to/custom-adapters.md`` explains it. ``tests/contract/test_postgres_example.py`` holds it
+to the contract that the library's own adapters keep, on a real server that is killed and hangs.
 """
 
 from __future__ import annotations

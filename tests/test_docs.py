@@ -23,11 +23,14 @@ from logbun_logging.adapters.sql import time_text
 from logbun_logging.testing import samples
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [
+    "README.md",
+    *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")),
+]
 
 
 #: What the snippets of a page import.
-NEEDED = {"docs/clickhouse.md": "chdb", "docs/turso.md": "libsql_client"}
+NEEDED = {"docs/reference/clickhouse.md": "chdb", "docs/reference/turso.md": "libsql_client"}
 
 
 def snippets(page):
@@ -79,7 +82,7 @@ def test_the_quickstart_shows_what_it_did(tmp_path):
 
 
 def test_the_sql_of_the_page_finds_what_it_says_and_uses_the_indexes(tmp_path):
-    text = (ROOT / "docs" / "sql.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "sql.md").read_text()
     statements = re.findall(r"^```sql\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     changes = [statement for statement in statements if statement.startswith("CREATE INDEX")]
     queries = [statement for statement in statements if statement not in changes]
@@ -115,7 +118,7 @@ def test_the_sql_of_the_page_finds_what_it_says_and_uses_the_indexes(tmp_path):
 
 
 def test_every_counter_and_every_report_is_explained():
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "reference" / "reports.md").read_text()
     rows = [line.split(" |")[0] for line in text.splitlines() if line.startswith("| `")]
     explained = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     sources = [path.read_text() for path in (ROOT / "logbun_logging").rglob("*.py")]
@@ -131,7 +134,7 @@ def test_every_counter_and_every_report_is_explained():
 
 
 def test_the_table_of_reports_is_that_of_the_source():
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "reference" / "reports.md").read_text()
     table = text[text.index("| `on_event`, logger |") :].split("\n\n")[0]
     documented = {}
     for line in table.splitlines()[2:]:

@@ -125,7 +125,7 @@ def test_an_insert_into_a_cluster_waits_for_the_shards():
 
 
 def test_the_documentation_shows_what_is_sent():
-    page = (Path(__file__).parents[2] / "docs" / "clickhouse.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "clickhouse.md").read_text()
     shown = re.findall(r"^```sql\n(.*?)\n```", page, re.DOTALL | re.MULTILINE)
     local, distributed = CLUSTER.create_tables(retention_days=400)
     columns = re.compile(r"\(\n    .*?\n\)", re.DOTALL)

@@ -14,7 +14,7 @@ import pytest
 from tests.examples.commands import EXAMPLES, command, first_command, serve
 from tests.servers import ROOT, running, wait_for_rows
 
-PAGE = ROOT / "docs/web.md"
+PAGE = ROOT / "docs/deploy/servers.md"
 DATABASE = ".logbun/audit.db"
 
 

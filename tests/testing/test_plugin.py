@@ -167,7 +167,7 @@ def test_a_contract_is_written_in_a_few_lines_and_explains_its_failures(suite):
     [("testing", (), 3), ("custom-adapters", ("-k", "twice or bounds or hostile"), 5)],
 )
 def test_the_tests_that_the_documentation_writes_pass(suite, pytester, page, arguments, passed):
-    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / f"{page}.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     tests = [snippet for snippet in snippets if "def test_" in snippet or "Contract" in snippet]
     assert tests
