@@ -29,7 +29,7 @@ from logbun_logging import (
     TenantRequiredError,
 )
 from logbun_logging._encoding.redaction import Redactor
-from logbun_logging.adapters import sql
+from logbun_logging.adapters._sql.select import select_page
 from logbun_logging.adapters.sqlite.adapter import SQLiteAdapter
 from logbun_logging.event import AuditEvent, decode_event, new_event_id, utc_timestamp
 from logbun_logging.options import BatchingOptions, parse_options
@@ -127,7 +127,7 @@ def test_no_filter_of_a_tenant_scans_the_table(filled, query, _):
 
         place = (utc_timestamp(BASE.timestamp() + 150), new_event_id())
         for tenant, after in itertools.product(("t", None), (None, place)):
-            sql.select_page(run, tenant, make_filters(**query), Pagination(limit=5, after=after))
+            select_page(run, tenant, make_filters(**query), Pagination(limit=5, after=after))
     touching = [plan for plan in plans if "audit_logs" in plan]
     assert all("SEARCH audit_logs USING" in plan and "INDEX" in plan for plan in touching)
     assert touching or query == {"action": "none.*"}

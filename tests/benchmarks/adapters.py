@@ -27,8 +27,8 @@ from logbun_logging.adapters import (
     ClickHouseAdapter,
     SQLiteAdapter,
     TursoAdapter,
-    sql,
 )
+from logbun_logging.adapters._sql import table
 from logbun_logging.adapters.base import EncodedAdapter
 from logbun_logging.adapters.clickhouse import table as clickhouse_sql
 from logbun_logging.event import encode_event
@@ -55,7 +55,7 @@ class Backend:
 
     def rows(self, events):
         """Return *events* as the bare driver wants them; this is not measured."""
-        return [sql.to_row(event) for event in events]
+        return [table.to_row(event) for event in events]
 
     def open_bare(self):
         """Connect the bare driver to the database in which the adapter has made the table."""
@@ -82,7 +82,7 @@ class SQLite(Backend):
 
     def bare(self, rows):
         self.connection.execute("BEGIN IMMEDIATE")
-        self.connection.executemany(sql.insert_statement(1), rows)
+        self.connection.executemany(table.insert_statement(1), rows)
         self.connection.execute("COMMIT")
 
     def close_bare(self):
@@ -109,8 +109,8 @@ class LibSQL(Backend):
         parts = [events[start : start + 500] for start in range(0, len(events), 500)]
         return [
             (
-                sql.insert_statement(len(part)),
-                tuple(value for event in part for value in sql.to_row(event)),
+                table.insert_statement(len(part)),
+                tuple(value for event in part for value in table.to_row(event)),
             )
             for part in parts
         ]
@@ -221,8 +221,8 @@ class Postgres(Backend):
         self.connection = psycopg.connect(self.server.dsn())
 
     def bare(self, rows):
-        marks = ", ".join(["%s"] * len(sql.COLUMNS))
-        statement = f"INSERT INTO audit_logs ({', '.join(sql.COLUMNS)}) VALUES ({marks})"
+        marks = ", ".join(["%s"] * len(table.COLUMNS))
+        statement = f"INSERT INTO audit_logs ({', '.join(table.COLUMNS)}) VALUES ({marks})"
         with self.connection.transaction(), self.connection.cursor() as cursor:
             cursor.executemany(f"{statement} ON CONFLICT (id) DO NOTHING", rows)
 

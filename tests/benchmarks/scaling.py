@@ -20,7 +20,8 @@ from contextlib import closing
 from pathlib import Path
 
 from logbun_logging import AuditLogger
-from logbun_logging.adapters import SQLiteAdapter, sql
+from logbun_logging.adapters import SQLiteAdapter
+from logbun_logging.adapters._sql import table
 from logbun_logging.event import new_event_id, utc_now
 from tests.benchmarks.calls import FIELDS, logger_with, ours
 from tests.benchmarks.harness import Figure, report
@@ -65,7 +66,7 @@ def bare(events: int) -> float:
 
     SQLite's trees grow deeper, and its journal and cache have more to do: that is not ours.
     """
-    fields = [FIELDS.get(name) for name in sql.COLUMNS]
+    fields = [FIELDS.get(name) for name in table.COLUMNS]
     fields = [json.dumps(value) if isinstance(value, dict) else value for value in fields]
     marks = ", ".join("?" * len(fields))
     took = 0.0
@@ -78,12 +79,12 @@ def bare(events: int) -> float:
             for number in range(start, min(start + BATCH, events)):
                 row = [*fields]
                 row[:3] = new_event_id(), utc_now(), "course.created"
-                row[sql.COLUMNS.index("tenant_id")] = f"tenant_{number % 100}"
+                row[table.COLUMNS.index("tenant_id")] = f"tenant_{number % 100}"
                 rows.append(row)
-            rows.sort(key=lambda row: row[sql.COLUMNS.index("tenant_id")])
+            rows.sort(key=lambda row: row[table.COLUMNS.index("tenant_id")])
             started = time.perf_counter()
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(f"INSERT OR IGNORE INTO {sql.TABLE} VALUES ({marks})", rows)
+            connection.executemany(f"INSERT OR IGNORE INTO {table.TABLE} VALUES ({marks})", rows)
             connection.execute("COMMIT")
             took += time.perf_counter() - started
         adapter.close()

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from logbun_logging import AuditLogger
-from logbun_logging.adapters import SQLiteAdapter, sql
+from logbun_logging.adapters import SQLiteAdapter
+from logbun_logging.adapters._sql import table
 from tests.benchmarks.calls import FIELDS, logger_with, ours
 from tests.benchmarks.harness import Figure, interleave, report
 
@@ -73,8 +74,8 @@ def executemany() -> float:
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -65536"):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("PRAGMA wal_autocheckpoint = 8192")
-        marks = ", ".join("?" * len(sql.COLUMNS))
-        statement = f"INSERT OR IGNORE INTO {sql.TABLE} VALUES ({marks})"
+        marks = ", ".join("?" * len(table.COLUMNS))
+        statement = f"INSERT OR IGNORE INTO {table.TABLE} VALUES ({marks})"
         started = time.perf_counter()
         for start in range(0, EVENTS, BATCH):
             connection.execute("BEGIN IMMEDIATE")
@@ -100,7 +101,7 @@ def stored_rows() -> list[tuple[object, ...]]:
                 fire(ACTIONS[number & 3], **fields)
             assert trail.flush(120)
             connection = sqlite3.connect(Path(folder) / "volatile.db")
-            _rows.extend(connection.execute(f"SELECT * FROM {sql.TABLE} ORDER BY id"))
+            _rows.extend(connection.execute(f"SELECT * FROM {table.TABLE} ORDER BY id"))
             connection.close()
         for start in range(0, EVENTS, BATCH):  # a batch has each tenant's rows together, as ours
             _rows[start : start + BATCH] = sorted(

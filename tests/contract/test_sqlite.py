@@ -17,7 +17,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from logbun_logging import AdapterUnavailableError
-from logbun_logging.adapters import SQLiteAdapter, sql
+from logbun_logging.adapters import SQLiteAdapter
+from logbun_logging.adapters._sql import table
 from logbun_logging.adapters.sqlite import connections as sqlite_connections
 from logbun_logging.errors import BusyError
 from logbun_logging.testing import AdapterContract, samples
@@ -209,7 +210,7 @@ def test_what_is_inserted_goes_to_the_file_that_the_path_names(tmp_path, happens
 
 def test_a_file_that_is_moved_within_a_transaction_gets_no_acknowledgement(tmp_path, monkeypatch):
     adapter = opened(tmp_path / "audit.db")
-    statement = sql.insert_statement
+    statement = table.insert_statement
 
     def meanwhile(rows):
         moved(adapter.path)
@@ -217,7 +218,7 @@ def test_a_file_that_is_moved_within_a_transaction_gets_no_acknowledgement(tmp_p
 
     event = samples.encode("a")
     with monkeypatch.context() as patch:
-        patch.setattr(sql, "insert_statement", meanwhile)
+        patch.setattr(table, "insert_statement", meanwhile)
         with pytest.raises(AdapterUnavailableError, match="was moved, removed or replaced"):
             adapter.bulk_insert(None, [event])
     adapter.bulk_insert(None, [event])
@@ -371,7 +372,7 @@ def test_what_reads_older_tables_is_imported_only_where_there_is_one(tmp_path):
     for imported in ("False False", "False False", "True True"):
         if imported == "True True":
             with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
-                database.execute(f"DROP INDEX {next(iter(sql.INDEXES))}")
+                database.execute(f"DROP INDEX {next(iter(table.INDEXES))}")
         done = subprocess.run(
             command,
             env={**os.environ, "PYTHONPATH": path},
@@ -419,7 +420,7 @@ def test_the_file_says_its_version_and_the_table_what_its_columns_hold(tmp_path)
     with closing(sqlite3.connect(adapter.path)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (1,)
         ((made,),) = database.execute("SELECT sql FROM sqlite_master WHERE name = 'audit_logs'")
-        for column in sql.COLUMNS:
+        for column in table.COLUMNS:
             assert re.search(rf"^    {column} TEXT.*  -- \w", made, re.MULTILINE), made
         database.execute("PRAGMA user_version = 2")
     with pytest.raises(AdapterUnavailableError, match=r"newer version .*user_version 2"):

@@ -1,8 +1,7 @@
 """ClickHouse, on a server, a cluster, or in this process: for more events than one file can hold.
 
-Statements are in ``clickhouse_sql``, what is inserted in ``clickhouse_json``, connections and
-errors in ``clickhouse_client``, arguments in ``clickhouse_options``, retention in
-``clickhouse_prune``.
+Beside this module, ``table`` has the DDL, ``select`` the pages, ``json_lines`` what is inserted,
+``prune`` retention, ``clients`` connections, ``errors`` their errors, ``options`` arguments.
 
 An insert is not a transaction: of one that fails half-way some rows may be there. Every row is the
 same when it is inserted again, and the table keeps one of each, so a retry only completes it.
@@ -21,11 +20,12 @@ import msgspec
 
 from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport, retention_limit
 from logbun_logging.adapters.cleartext import warn_of_cleartext
-from logbun_logging.adapters.clickhouse import json_lines
-from logbun_logging.adapters.clickhouse import table as sql
-from logbun_logging.adapters.clickhouse.clients import Connections, Embedded, Server, translated
+from logbun_logging.adapters.clickhouse import json_lines, table
+from logbun_logging.adapters.clickhouse.clients import Connections, Embedded, Server
+from logbun_logging.adapters.clickhouse.errors import translated
 from logbun_logging.adapters.clickhouse.options import parse_options
 from logbun_logging.adapters.clickhouse.prune import Pruning
+from logbun_logging.adapters.clickhouse.select import select_page
 from logbun_logging.errors import RejectedEventsError
 from logbun_logging.event import AuditEvent, decode_event
 from logbun_logging.query import Filters, Pagination, TenantScope
@@ -104,7 +104,7 @@ class ClickHouseAdapter:
         )
         options = self._options
         self.retention_days = options.retention_days
-        self._layout = sql.Layout(database=options.database, cluster=options.cluster)
+        self._layout = table.Layout(database=options.database, cluster=options.cluster)
         self._connections: Connections
         if options.path is not None:
             self._connections = Embedded(options.path, settings=options.settings)
@@ -167,12 +167,12 @@ class ClickHouseAdapter:
 
     def _columns(self) -> dict[str, str]:
         """Return the table's columns and the codec of each, empty where nobody has chosen one."""
-        table = {"database": self._layout.database, "table": self._layout.local_name}
+        values = {"database": self._layout.database, "table": self._layout.local_name}
         statement = (
             "SELECT name, compression_codec FROM system.columns "
             "WHERE database = {database:String} AND table = {table:String}"
         )
-        return {str(name): str(codec) for name, codec in self._query(statement, table)}
+        return {str(name): str(codec) for name, codec in self._query(statement, values)}
 
     def _pack_columns(self) -> None:
         """Let an older table have the codecs of a new one, if the login may change the table."""
@@ -183,12 +183,12 @@ class ClickHouseAdapter:
                 self._command(statement)
 
     def _migrations(self) -> list[str]:
-        table = {"database": self._layout.database, "name": self._layout.local_name}
+        values = {"database": self._layout.database, "name": self._layout.local_name}
         statement = (
             "SELECT engine_full FROM system.tables "
             "WHERE database = {database:String} AND name = {name:String}"
         )
-        ((engine,),) = self._query(statement, table)
+        ((engine,),) = self._query(statement, values)
         return [
             *self._layout.add_columns(self._columns()),
             *self._layout.modify_ttl(self.retention_days, engine),
@@ -204,13 +204,13 @@ class ClickHouseAdapter:
         if not events:
             return True
         with translated(repr(self)):
-            columns = sql.to_columns(events)
+            columns = table.to_columns(events)
             with self._connections.client() as client:
                 client.insert(
                     self._layout.table,
                     columns,
-                    column_names=sql.COLUMNS,
-                    column_type_names=list(sql.COLUMN_TYPES.values()),
+                    column_names=table.COLUMNS,
+                    column_type_names=list(table.COLUMN_TYPES.values()),
                     column_oriented=True,
                     settings=self._insert_settings([event.id.encode() for event in events]),
                 )
@@ -232,7 +232,7 @@ class ClickHouseAdapter:
         with translated(repr(self)), self._connections.client() as client:
             client.raw_insert(
                 self._layout.table,
-                sql.COLUMNS,
+                table.COLUMNS,
                 lines,
                 settings={**json_lines.SETTINGS, **self._insert_settings(ids)},
                 fmt=json_lines.FORMAT,
@@ -255,7 +255,7 @@ class ClickHouseAdapter:
     ) -> list[AuditEvent]:
         """Return one page; see :class:`~logbun_logging.adapters.base.Adapter`."""
         with translated(repr(self)):
-            return sql.select_page(self._query, self._layout, tenant_id, filters, pagination)
+            return select_page(self._query, self._layout, tenant_id, filters, pagination)
 
     def prune(
         self,

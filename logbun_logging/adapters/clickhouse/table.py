@@ -1,10 +1,10 @@
-"""The ``audit_logs`` table as ClickHouse knows it: DDL, columns, and the statements on it.
+"""The ``audit_logs`` table as ClickHouse knows it: DDL, and the columns of a batch.
 
 One table for all tenants, cut into months by ``PARTITION BY`` and sorted by tenant and time, so a
 tenant's page is a short range of it and an old month goes as a whole. The sorting key ends in the
 ``id``: ``ReplacingMergeTree`` makes one row of what a retry has inserted again. It does so when it
-merges, some time later; until then :func:`select_page` passes over the copies, which lie side by
-side in the order of a page.
+merges, some time later; until then a query passes over the copies, which lie side by side in the
+order of a page.
 
 ``created_at`` goes in and out as whole microseconds: no text is parsed in anybody's time zone.
 ``tenant_id`` is not Nullable, because a cluster finds a tenant's shard by it only then; an empty
@@ -14,26 +14,26 @@ text stands for no tenant.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
-from logbun_logging.errors import QueryError, RejectedEventsError
-from logbun_logging.event import FIELDS, AuditEvent, decode_object
-from logbun_logging.query import AllTenants, Filters, Pagination, TenantScope
+from logbun_logging.errors import RejectedEventsError
+from logbun_logging.event import FIELDS, AuditEvent
 
 __all__ = [
     "CODECS",
     "COLUMNS",
     "COLUMN_TYPES",
+    "EPOCH",
+    "JSON_COLUMNS",
     "Layout",
     "is_month",
     "month_end",
     "quoted",
-    "select_page",
     "tenant_key",
     "tenant_of",
     "to_columns",
@@ -65,7 +65,7 @@ CODECS: Final = {
     **dict.fromkeys(("id", "request_id", "old_values", "new_values", "metadata"), "ZSTD(1)"),
 }
 
-_JSON_COLUMNS: Final = frozenset({"old_values", "new_values", "metadata"})
+JSON_COLUMNS: Final = frozenset({"old_values", "new_values", "metadata"})
 _REQUIRED: Final = frozenset({"id", "action", "actor_id"})
 
 #: Filtered fields with many values. A filter over 8,192 rows lets ClickHouse pass over them.
@@ -76,14 +76,7 @@ _BLOOM_FILTERS: Final = ("actor_id", "entity_id", "request_id")
 _TABLE_SETTINGS: Final = {"fsync_after_insert": 1, "fsync_part_directory": 1}
 _DEDUPLICATION_WINDOW: Final = 1000
 
-_NAMES: Final = ", ".join(
-    f"toUnixTimestamp64Micro({name})" if name == "created_at" else name for name in COLUMNS
-)
-_ID: Final = COLUMNS.index("id")
-_TIME: Final = COLUMNS.index("created_at")
-_TENANT: Final = COLUMNS.index("tenant_id")
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
 
 #: What a month's partition is called, e.g. ``202601``.
@@ -266,15 +259,10 @@ def to_micros(moment: str | datetime) -> int:
     """
     try:
         parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-        since = parsed - _EPOCH
+        since = parsed - EPOCH
     except (TypeError, AttributeError) as error:
         raise ValueError(f"not a time in UTC: {moment!r}") from error
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-
-
-def _to_text(micros: int) -> str:
-    moment = (_EPOCH + timedelta(microseconds=micros)).replace(tzinfo=None)
-    return f"{moment.isoformat(timespec='microseconds')}Z"
 
 
 def to_columns(events: Sequence[AuditEvent]) -> list[Sequence[Any]]:
@@ -293,91 +281,10 @@ def to_columns(events: Sequence[AuditEvent]) -> list[Sequence[Any]]:
 def _column(name: str, values: Sequence[Any]) -> Sequence[Any]:
     if name == "created_at":
         return [to_micros(value) for value in values]
-    if name in _JSON_COLUMNS:
+    if name in JSON_COLUMNS:
         return [None if value is None else _encode(value) for value in values]
     kinds = {str} if name in _REQUIRED else {str, type(None)}
     if not kinds.issuperset(map(type, values)):
         wrong = next(value for value in values if type(value) not in kinds)
         raise TypeError(f"{name}={wrong!r:.100}: allowed is a string")
     return [tenant_key(value) for value in values] if name == "tenant_id" else values
-
-
-def _from_row(row: Sequence[Any]) -> AuditEvent:
-    values: list[Any] = [
-        decode_object(value) if name in _JSON_COLUMNS else value
-        for name, value in zip(COLUMNS, row, strict=True)
-    ]
-    values[_TIME] = _to_text(values[_TIME])
-    values[_TENANT] = tenant_of(values[_TENANT])
-    return AuditEvent(*values)
-
-
-def select_page(
-    run: Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]],
-    layout: Layout,
-    tenant_id: TenantScope,
-    filters: Filters,
-    pagination: Pagination,
-) -> list[AuditEvent]:
-    """Run the statement for one page through *run*, and return its events, each once.
-
-    Copies of a row that are not merged yet follow on each other. To leave them out here costs
-    nothing; ``FINAL`` and ``LIMIT 1 BY`` cost up to twenty times the query, because they end the
-    reading in order. The rare page that copies have made short is filled by another query.
-    """
-    where, values = _conditions(tenant_id, filters)
-    events: list[AuditEvent] = []
-    place = None if pagination.after is None else _place(pagination.after)
-    while True:
-        wanted = pagination.limit - len(events)
-        conditions = [*where]
-        if place is not None:
-            # The first part, though implied, is what the sorting key can be searched by.
-            before = "fromUnixTimestamp64Micro({after_time:Int64}, 'UTC')"
-            conditions.append(f"created_at <= {before}")
-            conditions.append(f"(created_at < {before} OR id < {{after_id:String}})")
-            values["after_time"], values["after_id"] = place
-        condition = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        rows = run(
-            f"SELECT {_NAMES} FROM {layout.table}{condition} "
-            f"ORDER BY created_at DESC, id DESC LIMIT {wanted:d}",
-            values,
-        )
-        for row in rows:
-            if (row[_TIME], row[_ID]) != place:
-                place = (row[_TIME], row[_ID])
-                events.append(_from_row(row))
-        if len(rows) < wanted or len(events) >= pagination.limit:
-            return events
-
-
-def _place(cursor: tuple[str, str]) -> tuple[int, str]:
-    try:
-        return to_micros(cursor[0]), cursor[1]
-    except ValueError as error:
-        raise QueryError(f"cursor: allowed is a next_cursor of this trail ({error})") from error
-
-
-def _conditions(tenant_id: TenantScope, filters: Filters) -> tuple[list[str], dict[str, Any]]:
-    where: list[str] = []
-    values: dict[str, Any] = {}
-    if not isinstance(tenant_id, AllTenants):
-        where.append("tenant_id = {tenant_id:String}")
-        values["tenant_id"] = tenant_key(tenant_id)
-    for name, value in filters.equal:
-        where.append(f"{name} = {{{name}:String}}")
-        values[name] = value
-    for bound, moment, sign in (("start", filters.start, ">="), ("end", filters.end, "<=")):
-        if moment is not None:
-            where.append(f"created_at {sign} fromUnixTimestamp64Micro({{{bound}:Int64}}, 'UTC')")
-            values[bound] = to_micros(moment)
-    actions = []
-    if filters.actions:
-        actions.append("action IN {actions:Array(String)}")
-        values["actions"] = list(filters.actions)
-    for number, prefix in enumerate(filters.action_prefixes):
-        actions.append(f"startsWith(action, {{prefix_{number}:String}})")
-        values[f"prefix_{number}"] = prefix
-    if actions:
-        where.append(f"({' OR '.join(actions)})")
-    return where, values

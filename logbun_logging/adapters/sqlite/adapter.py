@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from logbun_logging.adapters import sql, sql_prune
+from logbun_logging.adapters._sql import prune as pruning
+from logbun_logging.adapters._sql import table
+from logbun_logging.adapters._sql.select import select_page
 from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport
 from logbun_logging.adapters.forking import ForkGate
 from logbun_logging.adapters.sqlite.connections import Connections
@@ -93,22 +95,22 @@ class SQLiteAdapter:
         Rows of one tenant stay together, so that they meet the same index pages.
         """
         events = [event for _, part in batches for event in part]
-        self._insert(events, sql.values_of)
+        self._insert(events, table.values_of)
         return True
 
     def insert_encoded(self, batches: Sequence[EncodedBatch]) -> bool:
         """Store encoded events of several tenants in one transaction."""
         payloads = [payload for _, part in batches for payload in part]
-        self._insert(payloads, sql.encoded_values)
+        self._insert(payloads, table.encoded_values)
         return True
 
     def _insert(self, items: Sequence[T], values_of: Callable[[Sequence[T]], list[Any]]) -> None:
-        step = sql.MAX_ROWS_PER_STATEMENT
+        step = table.MAX_ROWS_PER_STATEMENT
 
         def insert(connection: sqlite3.Connection) -> None:
             for start in range(0, len(items), step):
                 part = items[start : start + step]
-                connection.execute(sql.insert_statement(len(part)), values_of(part))
+                connection.execute(table.insert_statement(len(part)), values_of(part))
 
         self._write(insert)
 
@@ -117,7 +119,7 @@ class SQLiteAdapter:
     ) -> list[AuditEvent]:
         """Return one page; see :class:`~logbun_logging.adapters.base.Adapter`."""
         return self._read(
-            lambda connection: sql.select_page(
+            lambda connection: select_page(
                 partial(_fetch, connection), tenant_id, filters, pagination
             )
         )
@@ -131,24 +133,24 @@ class SQLiteAdapter:
         now: datetime | None = None,
     ) -> PruneReport:
         """Delete old rows in the order of the time index, a bounded number in each transaction."""
-        return sql_prune.prune(
+        return pruning.prune(
             self._count, self._remove_step, days, tenants, dry_run=dry_run, now=now
         )
 
     def _count(self, where: str, values: Sequence[Any]) -> int:
-        statement = sql.count_rows(where)
+        statement = pruning.count_rows(where)
         return int(self._read(lambda reader: reader.execute(statement, values).fetchone()[0]))
 
-    def _remove_step(self, where: str, values: Sequence[Any]) -> sql_prune.Step:
+    def _remove_step(self, where: str, values: Sequence[Any]) -> pruning.Step:
         """Remove one step's rows; finding them needs no write lock."""
-        statement = sql.expired_rows(where, sql_prune.STEP)
+        statement = pruning.expired_rows(where, pruning.STEP)
         found = self._read(lambda reader: reader.execute(statement, values).fetchall())
         if not found:
-            return sql_prune.Step(0, None)
+            return pruning.Step(0, None)
         ids = [row[1] for row in found]
-        delete = sql.delete_rows(len(ids))
+        delete = pruning.delete_rows(len(ids))
         removed = self._write(lambda writer: writer.execute(delete, ids).rowcount)
-        return sql_prune.Step(removed, found[-1] if len(found) == sql_prune.STEP else None)
+        return pruning.Step(removed, found[-1] if len(found) == pruning.STEP else None)
 
     def close(self) -> None:
         """Close every connection that is not in use just now; those in use close when done."""
@@ -238,7 +240,7 @@ def _fetch(connection: sqlite3.Connection, statement: str, values: Sequence[Any]
 
 def _may_be_mended(error: sqlite3.DatabaseError) -> bool:
     """Tell whether the file or its table is not as it was made."""
-    return _code(error) in _CHANGED_FILE or sql.lacks_something(str(error))
+    return _code(error) in _CHANGED_FILE or table.lacks_something(str(error))
 
 
 def _code(error: BaseException) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from logbun_logging.adapters import sql
+from logbun_logging.adapters._sql import table
 from logbun_logging.errors import AdapterUnavailableError
 
 __all__ = ["SCHEMA_VERSION", "migrate"]
@@ -22,7 +22,7 @@ SCHEMA_VERSION: Final = 1
 
 _OTHER_TABLES: Final = (
     "SELECT count(*) FROM sqlite_master "
-    f"WHERE type = 'table' AND name != '{sql.TABLE}' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    f"WHERE type = 'table' AND name != '{table.TABLE}' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
 )
 
 
@@ -39,8 +39,8 @@ def migrate(connection: sqlite3.Connection) -> None:
         if _has_table(connection):
             _add_what_is_missing(connection)
         else:
-            connection.execute(sql.CREATE_TABLE)
-        for name, what in sql.INDEXES.items():
+            connection.execute(table.CREATE_TABLE)
+        for name, what in table.INDEXES.items():
             connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {what}")
         if _is_ours(connection):
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -52,20 +52,20 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def _has_table(connection: sqlite3.Connection) -> bool:
-    found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [sql.TABLE])
+    found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [table.TABLE])
     return found.fetchone() is not None
 
 
 def _add_what_is_missing(connection: sqlite3.Connection) -> None:
     import sqlite_utils  # noqa: PLC0415 - see above; forks wait for calls under way, so for this
 
-    table = sqlite_utils.Database(connection).table(sql.TABLE)
-    present = table.columns_dict
-    for name in sql.COLUMNS:
+    found = sqlite_utils.Database(connection).table(table.TABLE)
+    present = found.columns_dict
+    for name in table.COLUMNS:
         if name not in present:
-            connection.execute(sql.add_column(name))
-    if table.pks != ["id"]:
-        connection.execute(sql.unique_id())
+            connection.execute(table.add_column(name))
+    if found.pks != ["id"]:
+        connection.execute(table.unique_id())
 
 
 def _is_up_to_date(connection: sqlite3.Connection) -> bool:
@@ -76,17 +76,17 @@ def _is_up_to_date(connection: sqlite3.Connection) -> bool:
             f"a newer version of logbun_logging has made the file (user_version {version}, this "
             f"one knows {SCHEMA_VERSION}): upgrade this one"
         )
-    columns = dict(connection.execute(f"SELECT name, pk FROM pragma_table_info('{sql.TABLE}')"))
+    columns = dict(connection.execute(f"SELECT name, pk FROM pragma_table_info('{table.TABLE}')"))
     found = connection.execute(
-        "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ?", [sql.TABLE]
+        "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ?", [table.TABLE]
     )
     indexes = {name for (name,) in found}
-    unique = sql.UNIQUE_ID in indexes or [name for name, place in columns.items() if place] == [
+    unique = table.UNIQUE_ID in indexes or [name for name, place in columns.items() if place] == [
         "id"
     ]
     return (
-        columns.keys() >= set(sql.COLUMNS)
-        and indexes >= sql.INDEXES.keys()
+        columns.keys() >= set(table.COLUMNS)
+        and indexes >= table.INDEXES.keys()
         and unique
         and (version == SCHEMA_VERSION or not ours)
     )

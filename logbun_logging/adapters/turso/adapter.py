@@ -1,7 +1,7 @@
 """Turso and libSQL servers: SQLite at the other end of a network.
 
-Rows go in as one JSON parameter for each megabyte (``sql.INSERT_JSON``), the batches of all tenants
-in one transaction. The driver, its connection and its time-outs are behind ``turso_drivers``.
+Rows go in as one JSON parameter for each megabyte (``INSERT_JSON``), the batches of all tenants in
+one transaction. The driver, its connection and its time-outs are behind ``turso_drivers``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
 
 from logbun_logging._encoding.messages import masked
 from logbun_logging._storage.files import PRIVATE_FILE
-from logbun_logging.adapters import sql, sql_prune
+from logbun_logging.adapters._sql import prune as pruning
+from logbun_logging.adapters._sql import table
+from logbun_logging.adapters._sql.select import select_page
 from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport
 from logbun_logging.adapters.cleartext import warn_of_cleartext
 from logbun_logging.adapters.turso.driver import (
@@ -36,6 +38,7 @@ from logbun_logging.adapters.turso.driver import (
     Statement,
     StatementError,
 )
+from logbun_logging.adapters.turso.url import Token, only_token, parse_url
 from logbun_logging.errors import (
     AdapterUnavailableError,
     BatchTooLargeError,
@@ -48,7 +51,6 @@ from logbun_logging.query import Filters, Pagination, TenantScope
 __all__ = ["TursoAdapter"]
 
 DriverName = Literal["libsql-client", "libsql"]
-Token = str | Callable[[], str] | None
 
 #: What the server says to a query whose rows are more than it sends in one answer.
 _TOO_LARGE: Final = "RESPONSE_TOO_LARGE"
@@ -56,7 +58,6 @@ _TOO_LARGE: Final = "RESPONSE_TOO_LARGE"
 #: Answers that speak of the rows; all others (full, busy, no such table) of the database.
 _REFUSALS: Final = ("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG", "ARGS_INVALID")
 
-_SCHEMES: Final = ("libsql", "http", "https", "ws", "wss", "file")
 _EXTRAS: Final = {"libsql-client": ("libsql_client", "turso"), "libsql": ("libsql", "libsql")}
 
 #: A server's answer is cut, in characters: a refusal may repeat whole rows.
@@ -95,8 +96,8 @@ class TursoAdapter:
         number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
         if not number or not 0.05 <= timeout <= 3600:
             raise ConfigurationError("adapter.timeout", timeout, "a number from 0.05 to 3600")
-        self.url, token = _parse_url(url)
-        self._token = _only_token(token, auth_token)
+        self.url, token = parse_url(url)
+        self._token = only_token(token, auth_token)
         self._shown_to_server: str | None = None
         host = urlsplit(self.url).hostname
         if self._token is not None and host and self.url.startswith(("http:", "ws:")):
@@ -120,11 +121,11 @@ class TursoAdapter:
 
     def init(self) -> None:
         """Create or migrate the table and its indexes; several processes may do so at once."""
-        columns = f"SELECT name, pk FROM pragma_table_info('{sql.TABLE}')"
+        columns = f"SELECT name, pk FROM pragma_table_info('{table.TABLE}')"
         self._make_private_file()
         for _ in range(3):
             with self._errors():
-                found = self._write([(sql.CREATE_TABLE, ()), (columns, ())])
+                found = self._write([(table.CREATE_TABLE, ()), (columns, ())])
                 try:
                     self._write(_migration(found[1]))
                 except StatementError as error:
@@ -148,13 +149,13 @@ class TursoAdapter:
 
     def bulk_insert_many(self, batches: Sequence[Batch]) -> bool:
         """Store the batches of several tenants in one transaction."""
-        self._insert([_encode(sql.to_row(event)) for _, events in batches for event in events])
+        self._insert([_encode(table.to_row(event)) for _, events in batches for event in events])
         return True
 
     def insert_encoded(self, batches: Sequence[EncodedBatch]) -> bool:
         """Store encoded events of several tenants in one transaction."""
         payloads = [payload for _, part in batches for payload in part]
-        self._insert([_encode(sql.encoded_values([payload])) for payload in payloads])
+        self._insert([_encode(table.encoded_values([payload])) for payload in payloads])
         return True
 
     def _insert(self, rows: Sequence[bytes]) -> None:
@@ -176,7 +177,7 @@ class TursoAdapter:
             wanted = replace(pagination, limit=min(step, left))
             try:
                 with self._errors():
-                    part = sql.select_page(self._select, tenant_id, filters, wanted)
+                    part = select_page(self._select, tenant_id, filters, wanted)
             except _ResponseTooLargeError:
                 if wanted.limit == 1:
                     raise
@@ -198,22 +199,22 @@ class TursoAdapter:
         now: datetime | None = None,
     ) -> PruneReport:
         """Delete old rows in the order of the time index, a bounded number in each transaction."""
-        return sql_prune.prune(
+        return pruning.prune(
             self._count, self._remove_step, days, tenants, dry_run=dry_run, now=now
         )
 
     def _count(self, where: str, values: Sequence[Any]) -> int:
         with self._errors():
-            return int(self._select(sql.count_rows(where), values)[0][0])
+            return int(self._select(pruning.count_rows(where), values)[0][0])
 
-    def _remove_step(self, where: str, values: Sequence[Any]) -> sql_prune.Step:
+    def _remove_step(self, where: str, values: Sequence[Any]) -> pruning.Step:
         """Remove one step's rows, which the server finds in the same statement."""
         with self._errors():
-            statement = sql.delete_expired(where, sql_prune.STEP), values
+            statement = pruning.delete_expired(where, pruning.STEP), values
             (rows,) = self._with_table(partial(self._write, [statement]))
-        if len(rows) < sql_prune.STEP:
-            return sql_prune.Step(len(rows), None)
-        return sql_prune.Step(len(rows), max((moment, event_id) for moment, event_id in rows))
+        if len(rows) < pruning.STEP:
+            return pruning.Step(len(rows), None)
+        return pruning.Step(len(rows), max((moment, event_id) for moment, event_id in rows))
 
     def close(self) -> None:
         """Let go of the connection; the next call makes a new one."""
@@ -232,7 +233,7 @@ class TursoAdapter:
         try:
             return run()
         except StatementError as error:
-            if not sql.lacks_something(str(error)):
+            if not table.lacks_something(str(error)):
                 raise
         self.init()
         return run()
@@ -316,62 +317,18 @@ def _inserts(rows: Sequence[bytes]) -> Iterator[Statement]:
 
 
 def _insert(rows: Sequence[bytes]) -> Statement:
-    return sql.INSERT_JSON, ((b"[" + b",".join(rows) + b"]").decode(),)
+    return table.INSERT_JSON, ((b"[" + b",".join(rows) + b"]").decode(),)
 
 
 def _migration(columns: Rows) -> list[Statement]:
     """Return the statements that bring a table up to date; *columns* are name and place in key."""
     present = {name for name, _ in columns}
-    statements = [sql.add_column(name) for name in sql.COLUMNS if name not in present]
+    statements = [table.add_column(name) for name in table.COLUMNS if name not in present]
     if [name for name, place in columns if place] != ["id"]:
-        statements.append(sql.unique_id())
-    for name, what in sql.INDEXES.items():
+        statements.append(table.unique_id())
+    for name, what in table.INDEXES.items():
         statements.append(f"CREATE INDEX IF NOT EXISTS {name} ON {what}")
     return [(statement, ()) for statement in statements]
-
-
-def _parse_url(url: str) -> tuple[str, str | None]:
-    """Return the URL to connect to, without its query, and the token in that."""
-    allowed = f"a URL that starts with {', '.join(f'{scheme}:' for scheme in _SCHEMES)}"
-    if not isinstance(url, str):
-        raise ConfigurationError("adapter.url", url, allowed)
-    try:
-        parts = urlsplit(url)
-        query = dict(
-            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        )
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise ConfigurationError("adapter.url", url, allowed) from None
-    if parts.scheme == "file":
-        if not parts.path or parts.netloc or query or parts.fragment:
-            raise ConfigurationError("adapter.url", url, "file:path, file:/path or file:///path")
-        return f"file:{parts.path}", None
-    if parts.scheme not in _SCHEMES:
-        raise ConfigurationError("adapter.url", url, allowed)
-    if not host or parts.username is not None or parts.fragment:
-        raise ConfigurationError("adapter.url", url, f"{parts.scheme}://host, or with a port")
-    tls = query.pop("tls", None)
-    tokens = {query.pop(name) for name in ("auth_token", "authToken") if name in query}
-    if query or len(tokens) > 1 or (tls is not None and (tls, parts.scheme) not in _TLS):
-        known = "auth_token=… alone, with tls=0 or tls=1 for libsql://"
-        raise ConfigurationError("adapter.url", url, f"a query with {known}")
-    scheme = parts.scheme
-    if scheme == "libsql":
-        # Not over a WebSocket, as libsql-client would have it: Turso's cloud takes those no more.
-        scheme = "http" if tls == "0" else "https"
-    return f"{scheme}://{parts.netloc}{parts.path}", next(iter(tokens), None) or None
-
-
-_TLS: Final = {("0", "libsql"), ("1", "libsql")}
-
-
-def _only_token(in_url: str | None, given: Token) -> Token:
-    if given is not None and not callable(given) and (not isinstance(given, str) or not given):
-        raise ConfigurationError("adapter.auth_token", "***", "a text, a callable, or None")
-    if in_url is not None and given is not None:
-        raise ConfigurationError("adapter.auth_token", "***", "given once: it is in url as well")
-    return in_url if given is None else given
 
 
 def _open_driver(name: DriverName, endpoint: Endpoint) -> Driver:

@@ -11,10 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from logbun_logging.adapters import sql
+from logbun_logging.adapters._sql.table import TABLE, time_text
 from logbun_logging.adapters.base import PruneReport, retention_limit
 
-__all__ = ["STEP", "Step", "prune"]
+__all__ = [
+    "STEP",
+    "Step",
+    "count_rows",
+    "delete_expired",
+    "delete_rows",
+    "expired_rows",
+    "prune",
+]
 
 #: Rows deleted in a transaction, about 5 ms of it: what a writer waits for meanwhile.
 STEP: Final = 500
@@ -60,11 +68,11 @@ def _expired(
 ) -> Iterator[tuple[str | None, str, tuple[str, ...]]]:
     """Yield what has expired: of each tenant with days of its own, then (None) of all others."""
     for tenant, tenant_days in tenants.items():
-        before = sql.time_text(retention_limit(tenant_days, now))
+        before = time_text(retention_limit(tenant_days, now))
         yield tenant, "tenant_id = ? AND created_at < ?", (tenant, before)
     if days is not None:
-        before = sql.time_text(retention_limit(days, now))
-        yield None, f"created_at < ?{sql.not_tenants(list(tenants))}", (before, *tenants)
+        before = time_text(retention_limit(days, now))
+        yield None, f"created_at < ?{_not_tenants(list(tenants))}", (before, *tenants)
 
 
 def _remove_all(remove: Remove, where: str, values: tuple[str, ...]) -> int:
@@ -80,3 +88,37 @@ def _remove_all(remove: Remove, where: str, values: tuple[str, ...]) -> int:
             # step, a writer would find the door shut again and again.
             time.sleep(time.monotonic() - started)
     return removed
+
+
+def _not_tenants(tenants: Sequence[str]) -> str:
+    """Return the condition that leaves out the tenants which have a retention of their own."""
+    if not tenants:
+        return ""
+    return f" AND (tenant_id IS NULL OR tenant_id NOT IN ({', '.join('?' * len(tenants))}))"
+
+
+def count_rows(where: str) -> str:
+    """Return the statement that counts the rows that match."""
+    return f"SELECT count(*) FROM {TABLE} WHERE {where}"
+
+
+def expired_rows(where: str, rows: int) -> str:
+    """Return the statement that finds the time and id of the next *rows* rows that match.
+
+    Its last two parameters are those of the row after which to go on, at first two empty texts.
+    """
+    return (
+        f"SELECT created_at, id FROM {TABLE} WHERE {where} "
+        f"AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT {rows}"
+    )
+
+
+def delete_rows(rows: int) -> str:
+    """Return the statement that deletes *rows* rows by their ids."""
+    return f"DELETE FROM {TABLE} WHERE id IN ({', '.join('?' * rows)})"
+
+
+def delete_expired(where: str, rows: int) -> str:
+    """Return the statement that deletes what :func:`expired_rows` would find, and returns it."""
+    found = expired_rows(where, rows)
+    return f"DELETE FROM {TABLE} WHERE id IN (SELECT id FROM ({found})) RETURNING created_at, id"

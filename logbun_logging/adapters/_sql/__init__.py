@@ -1,0 +1,1 @@
+"""SQL as SQLite and libSQL speak it, for the adapters of both."""
