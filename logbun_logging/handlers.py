@@ -249,10 +249,10 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             level = listener.batching.level if listener.respect_handler_level else logging.NOTSET
             listener.batching.emit_all([item], level)
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """Let the listener carry over now what is queued."""
         if isinstance(self.queue, RecordQueue):
-            self.queue.hurry()
+            self.queue.wake()
 
     def refuse(self) -> None:
         """Take no more records over; what comes now goes to the namespace's next trail."""

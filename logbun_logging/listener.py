@@ -31,10 +31,10 @@ __all__ = ["AuditQueueListener", "BatchingAuditHandler", "overrides", "submit_to
 _STEP: Final = 128
 
 #: How often the listener looks after the pipeline while nothing comes in, in seconds.
-_TEND: Final = 0.5
+_MAINTAIN_WAIT: Final = 0.5
 
 #: And how often at most while a lot does: it has to look at every tenant.
-_TEND_AGAIN: Final = 0.05
+_MAINTAIN_AGAIN: Final = 0.05
 
 #: How an action begins that is a JSON object, in the JSON of its event.
 _RENDERED: Final = b'{\\"'
@@ -200,7 +200,7 @@ class AuditQueueListener(logging.handlers.QueueListener):
         Raises:
             queue.Empty: there was none.
         """
-        return self.queue.get(block, _TEND if block else None)
+        return self.queue.get(block, _MAINTAIN_WAIT if block else None)
 
     def substituted(self) -> bool:
         """Tell whether a subclass or a patch carries records in its own way."""
@@ -208,19 +208,19 @@ class AuditQueueListener(logging.handlers.QueueListener):
 
     def _monitor(self) -> None:
         pipeline = self.batching.trail.pipeline
-        next_tend = 0.0
+        next_maintenance = 0.0
         ended = False
         while not ended:
             try:
                 items, ended = self._next()
                 self._hand_over(items)
-                if (now := time.monotonic()) >= next_tend or self.substituted():
-                    next_tend = now + _TEND_AGAIN
-                    pipeline.tend()
+                if (now := time.monotonic()) >= next_maintenance or self.substituted():
+                    next_maintenance = now + _MAINTAIN_AGAIN
+                    pipeline.maintain()
             except BaseException as error:  # it goes on until it is to stop
                 reason = f"{type(error).__name__}: {error}"
                 pipeline.reporter.report("listener_failed", reason=reason)
-                self._stopping.wait(_TEND_AGAIN)  # what fails may fail at every look
+                self._stopping.wait(_MAINTAIN_AGAIN)  # what fails may fail at every look
                 ended = self._ending
 
     def _next(self) -> tuple[list[Any], bool]:

@@ -355,7 +355,7 @@ class AuditTrail:
         self.pipeline.start()
         if forks.awaits_fork():
             return False
-        self.pipeline.redelivery.nudge()
+        self.pipeline.redelivery.wake()
         return self.pipeline.opened.wait(timeout)
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -472,7 +472,7 @@ class AuditTrail:
         segments, size, oldest = parts.wal.usage()
         adopted, oldest_adopted = parts.recovery.adopted()
         return {
-            **parts.buffers.books(),
+            **parts.buffers.snapshot(),
             "wal": {
                 "segments": segments,
                 "bytes": size,

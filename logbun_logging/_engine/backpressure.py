@@ -38,12 +38,12 @@ class Policy(NamedTuple):
 
 
 def decide(
-    policy: Policy, *, over: bool, held_up: bool, used: float, waited: bool = False
+    policy: Policy, *, over: bool, stalled: bool, used: float, waited: bool = False
 ) -> Decision:
     """Return what becomes of an event. The first row that fits decides.
 
     ===============  =======  =======  ============  ========  ===================
-    ``over``         held up  used     on_queue_full  mode      decision
+    ``over``         stalled  used     on_queue_full  mode      decision
     ===============  =======  =======  ============  ========  ===================
     yes              yes      any      drop          volatile  drop
     yes, not waited  any      any      block         any       wait
@@ -58,12 +58,12 @@ def decide(
     Args:
         policy: the options.
         over: the tenant has as many events in memory as ``batching.max_queue_size``.
-        held_up: the database does not keep up with the tenant.
+        stalled: the database does not keep up with the tenant.
         used: the part of memory that would be in use, by events or by bytes, whichever is larger.
         waited: the call has waited for its tenant's queue already.
     """
     drop = policy.on_queue_full == "drop"
-    if over and held_up and drop:
+    if over and stalled and drop:
         return "drop"
     if over and policy.on_queue_full == "block" and not waited:
         return "wait"

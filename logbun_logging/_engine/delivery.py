@@ -254,7 +254,7 @@ class Delivery:
         """Return how many rows the tenant's database takes in one insert, as far as is known."""
         return self._databases.breaker(tenant_id).batch_size
 
-    def shipment_size(self, tenant_id: str | None) -> int:
+    def group_size(self, tenant_id: str | None) -> int:
         """Return how many rows are worth taking at once.
 
         That is what one insert takes. While the database is down none is made, and the more rows

@@ -1,6 +1,6 @@
 """The flush workers: from the buffers to the database, or to the DLQ.
 
-A worker takes due lanes, tries to insert them, and settles every entry in one of three ways:
+A worker takes due queues, tries to insert them, and completes every entry in one of three ways:
 stored, dead-lettered, or left to the WAL. Only then is the entry acknowledged. Nothing here knows
 SQL or the form of files.
 """
@@ -19,7 +19,7 @@ from logbun_logging._engine.delivery import Delivery, Outcome, Verdict
 from logbun_logging._engine.packing import packed
 from logbun_logging._engine.reporting import Reporter
 from logbun_logging._engine.scheduler import Buffers
-from logbun_logging._engine.tenant_queue import Lane, Shipment
+from logbun_logging._engine.tenant_queue import BatchGroup, TenantQueue
 from logbun_logging._engine.threads import Threads
 from logbun_logging._process.counters import Counters
 from logbun_logging._process.worker import WorkerThread
@@ -31,7 +31,7 @@ from logbun_logging.options import RetryOptions
 __all__ = ["Flusher"]
 
 #: A batch that was not inserted, and why.
-_Failure: TypeAlias = tuple[Lane, list[Entry], Outcome]
+_Failure: TypeAlias = tuple[TenantQueue, list[Entry], Outcome]
 
 #: The longest pause between two tries, in seconds, whatever ``retry`` says.
 _LONGEST_DELAY: Final = 300.0
@@ -110,8 +110,8 @@ class Flusher:
 
     def run_here(self) -> None:
         """Deliver everything that is due on the calling thread, which is the last one left."""
-        while shipment := self._buffers.take(0):
-            self._deliver_safely(shipment)
+        while group := self._buffers.take(0):
+            self._deliver_safely(group)
 
     def _start_worker(self) -> None:
         assert self._threads is not None  # noqa: S101 - for the type checker
@@ -122,14 +122,14 @@ class Flusher:
             self._workers = {found for found in self._workers if not found.done} | {worker}
 
     def _work(self) -> None:
-        while (shipment := self._buffers.take(None)) is not None:
-            self._deliver_beside_others(shipment)
+        while (group := self._buffers.take(None)) is not None:
+            self._deliver_beside_others(group)
             with self._lock:
                 if self._count - self._busy > _IDLE_WORKERS:
                     self._count -= 1
                     return
 
-    def _deliver_beside_others(self, shipment: Shipment) -> None:
+    def _deliver_beside_others(self, group: BatchGroup) -> None:
         """Deliver while another worker waits for what comes next.
 
         An insert may take as long as the time-out, and that must hold up no other tenant. How many
@@ -141,81 +141,81 @@ class Flusher:
         try:
             if alone:
                 self._start_worker()
-            self._deliver_safely(shipment)
+            self._deliver_safely(group)
         finally:
             with self._lock:
                 self._busy -= 1
 
-    def _deliver_safely(self, shipment: Shipment) -> None:
+    def _deliver_safely(self, group: BatchGroup) -> None:
         """Deliver, and leave no batch without an owner, whatever goes wrong."""
         failed: list[_Failure] = []
         try:
-            if shipment[0][0].unsent:
-                for together in packed(shipment):
+            if group[0][0].unsent:
+                for together in packed(group):
                     self._dead_letter_together(together)
             else:
-                self._deliver(shipment, failed)
+                self._deliver(group, failed)
                 self._all_failed(failed)
         except Exception as error:
             outcome = Outcome(Verdict.FAILED, f"{type(error).__name__}: {error}")
             self._reporter.report("delivery_failed", reason=outcome.reason)
             with suppress(Exception):  # it may be memory that is short, now as before
-                for lane, entries in shipment:
-                    if lane.in_flight is entries:
-                        self._all_failed([(lane, entries, outcome)])
+                for queue, entries in group:
+                    if queue.in_flight is entries:
+                        self._all_failed([(queue, entries, outcome)])
         finally:
-            for lane, entries in shipment:  # unless it has an owner
-                self._buffers.retry_later(lane, entries, _NOWHERE_DELAY)
+            for queue, entries in group:  # unless it has an owner
+                self._buffers.retry_later(queue, entries, _NOWHERE_DELAY)
 
-    def _deliver(self, shipment: Shipment, failed: list[_Failure]) -> None:
+    def _deliver(self, group: BatchGroup, failed: list[_Failure]) -> None:
         """Insert what can be inserted now, and add the rest to *failed*."""
         if self._tenant_required:
-            shipment = self._refuse_tenantless(shipment)
-        if not shipment:
+            group = self._refuse_tenantless(group)
+        if not group:
             return
-        tenant_id = shipment[0][0].tenant_id
+        tenant_id = group[0][0].tenant_id
         if self._delivery.is_down(tenant_id):
             outcome = Outcome(Verdict.OUTAGE, "the database is down")
-            failed.extend((lane, entries, outcome) for lane, entries in shipment)
+            failed.extend((queue, entries, outcome) for queue, entries in group)
             return
-        rows = sum(len(entries) for _, entries in shipment)
+        rows = sum(len(entries) for _, entries in group)
         size = self._delivery.batch_size(tenant_id)
         if rows > size:
-            self._deliver_parts(shipment, size, failed)
+            self._deliver_parts(group, size, failed)
             return
         outcome = self._delivery.attempt(
-            [(lane.tenant_id, [entry.payload for entry in entries]) for lane, entries in shipment]
+            [(queue.tenant_id, [entry.payload for entry in entries]) for queue, entries in group]
         )
         if outcome.verdict is Verdict.STORED:
-            for lane, entries in shipment:
+            for queue, entries in group:
                 self._wal.acknowledge(entries)
-                self._buffers.settle(lane, entries, {"inserted": len(entries)})
-        elif len(shipment) > 1 and outcome.verdict is not Verdict.OUTAGE:
-            self._halve(shipment, failed)  # one tenant's rows are no other's problem
+                self._buffers.complete(queue, entries, {"inserted": len(entries)})
+        elif len(group) > 1 and outcome.verdict is not Verdict.OUTAGE:
+            self._halve(group, failed)  # one tenant's rows are no other's problem
         else:
-            failed.extend((lane, entries, outcome) for lane, entries in shipment)
+            failed.extend((queue, entries, outcome) for queue, entries in group)
 
-    def _halve(self, shipment: Shipment, failed: list[_Failure]) -> None:
-        middle = len(shipment) // 2
-        self._deliver(shipment[:middle], failed)
-        self._deliver(shipment[middle:], failed)
+    def _halve(self, group: BatchGroup, failed: list[_Failure]) -> None:
+        middle = len(group) // 2
+        self._deliver(group[:middle], failed)
+        self._deliver(group[middle:], failed)
 
-    def _deliver_parts(self, shipment: Shipment, size: int, failed: list[_Failure]) -> None:
-        """Deliver what one insert does not take: lanes apart, and of one lane so many at a time."""
-        if len(shipment) > 1:
-            self._halve(shipment, failed)
+    def _deliver_parts(self, group: BatchGroup, size: int, failed: list[_Failure]) -> None:
+        """Deliver more than one insert takes: each queue alone, at most *size* rows at a time."""
+        if len(group) > 1:
+            self._halve(group, failed)
             return
-        ((lane, entries),) = shipment
+        ((queue, entries),) = group
         while len(entries) > size:
             part = entries[:size]
-            outcome = self._delivery.attempt([(lane.tenant_id, [e.payload for e in part])])
+            outcome = self._delivery.attempt([(queue.tenant_id, [e.payload for e in part])])
             if outcome.verdict is not Verdict.STORED:
-                failed.append((lane, entries, outcome))
+                failed.append((queue, entries, outcome))
                 return
             self._wal.acknowledge(part)
-            if not self._buffers.settle_part(lane, entries, entries[size:], {"inserted": size}):
+            if not self._buffers.complete_part(queue, entries, entries[size:], {"inserted": size}):
                 return
-        self._deliver(shipment, failed)
+        self._deliver(group, failed)
 
     def _all_failed(self, failed: Sequence[_Failure]) -> None:
         """Try again later, or else save what can be saved of each batch and dead-letter the rest.
@@ -223,53 +223,53 @@ class Flusher:
         Those that fail together are tried again together. Those that meet an outage share files.
         """
         jitter = 0.9 + 0.2 * self._rng()
-        for lane, entries, outcome in failed:
+        for queue, entries, outcome in failed:
             self._reporter.report(
                 "insert_failed",
-                tenant_id=lane.tenant_id,
+                tenant_id=queue.tenant_id,
                 events=len(entries),
-                attempt=lane.attempt + 1,
+                attempt=queue.attempt + 1,
                 reason=outcome.reason,
             )
-            if outcome.verdict is not Verdict.REFUSED and lane.attempt < self._retry.max_retries:
+            if outcome.verdict is not Verdict.REFUSED and queue.attempt < self._retry.max_retries:
                 self._counters.add("retried")
-                delay = self._retry.base_delay * 2**lane.attempt * jitter
-                self._buffers.retry_later(lane, entries, min(delay, _LONGEST_DELAY))
-            elif outcome.verdict is Verdict.OUTAGE and not self._is_suspect(lane):
-                self._buffers.dead_letter_later(lane, entries, outcome.reason)
+                delay = self._retry.base_delay * 2**queue.attempt * jitter
+                self._buffers.retry_later(queue, entries, min(delay, _LONGEST_DELAY))
+            elif outcome.verdict is Verdict.OUTAGE and not self._is_suspect(queue):
+                self._buffers.dead_letter_later(queue, entries, outcome.reason)
             else:
-                self._save(lane, entries, suspect=outcome.verdict is Verdict.OUTAGE)
+                self._save(queue, entries, suspect=outcome.verdict is Verdict.OUTAGE)
 
-    def _is_suspect(self, lane: Lane) -> bool:
+    def _is_suspect(self, queue: TenantQueue) -> bool:
         """Tell whether what looks like an outage is the batch's own fault: other inserts work."""
-        since = lane.failed_at if lane.attempt else lane.since
-        return self._delivery.stored_since(lane.tenant_id, since)
+        since = queue.failed_at if queue.attempt else queue.since
+        return self._delivery.stored_since(queue.tenant_id, since)
 
-    def _dead_letter_together(self, together: Shipment) -> None:
+    def _dead_letter_together(self, together: BatchGroup) -> None:
         fates = [Counter[str]() for _ in together]
-        batches = [(lane.tenant_id, entries) for lane, entries in together]
+        batches = [(queue.tenant_id, entries) for queue, entries in together]
         homeless = self._dead_letter(batches, together[-1][0].unsent, fates)
-        for (lane, entries), left, fate in zip(together, homeless, fates, strict=True):
-            self._settle(lane, entries, left, fate)
+        for (queue, entries), left, fate in zip(together, homeless, fates, strict=True):
+            self._complete(queue, entries, left, fate)
 
-    def _settle(
-        self, lane: Lane, entries: list[Entry], homeless: list[Entry], fates: Counter[str]
+    def _complete(
+        self, queue: TenantQueue, entries: list[Entry], homeless: list[Entry], fates: Counter[str]
     ) -> None:
-        """Settle a batch but for what neither DLQ nor WAL could take and a WAL is going to keep."""
+        """Complete a batch, except what nothing could take now and what a WAL file keeps."""
         waiting = [entry for entry in homeless if entry.segment is not None]
         fates["lost"] += len(homeless) - len(waiting)
         if not waiting:
-            self._buffers.settle(lane, entries, fates)
-        elif self._buffers.settle_part(lane, entries, waiting, fates):
+            self._buffers.complete(queue, entries, fates)
+        elif self._buffers.complete_part(queue, entries, waiting, fates):
             # Nothing can be written, which a full disk does to everything at once.
-            self._buffers.retry_later(lane, entries, _NOWHERE_DELAY)
+            self._buffers.retry_later(queue, entries, _NOWHERE_DELAY)
 
-    def _save(self, lane: Lane, entries: list[Entry], *, suspect: bool) -> None:
+    def _save(self, queue: TenantQueue, entries: list[Entry], *, suspect: bool) -> None:
         """Insert what can be inserted of a failed batch, and dead-letter the rest by reason."""
         by_payload: dict[bytes, list[Entry]] = defaultdict(list)  # recovery may read a record twice
         for entry in entries:
             by_payload[entry.payload].append(entry)
-        rest = self._delivery.bisect(lane.tenant_id, list(by_payload), suspect=suspect)
+        rest = self._delivery.bisect(queue.tenant_id, list(by_payload), suspect=suspect)
         unsent: dict[str, list[Entry]] = defaultdict(list)
         for payload, why in rest:
             unsent[why.reason] += by_payload.pop(payload)
@@ -278,22 +278,22 @@ class Flusher:
         fates = Counter(inserted=len(stored))
         homeless: list[Entry] = []
         for reason, left in unsent.items():
-            homeless += self._dead_letter([(lane.tenant_id, left)], reason, [fates])[0]
-        self._settle(lane, entries, homeless, fates)
+            homeless += self._dead_letter([(queue.tenant_id, left)], reason, [fates])[0]
+        self._complete(queue, entries, homeless, fates)
 
-    def _refuse_tenantless(self, shipment: Shipment) -> Shipment:
-        kept: Shipment = []
-        for lane, entries in shipment:
-            if lane.tenant_id is not None:
-                kept.append((lane, entries))
+    def _refuse_tenantless(self, group: BatchGroup) -> BatchGroup:
+        kept: BatchGroup = []
+        for queue, entries in group:
+            if queue.tenant_id is not None:
+                kept.append((queue, entries))
                 continue
             fates: Counter[str] = Counter()
-            if not lane.attempt:  # or it is counted, and nothing could be written then
+            if not queue.attempt:  # or it is counted, and nothing could be written then
                 fates["refused"] = len(entries)
                 self._reporter.report("refused", events=len(entries), reason="no tenant_id")
             reason = "refused: require_tenant_id is on"
             (left,) = self._dead_letter([(None, entries)], reason, [fates], tenant_required=True)
-            self._settle(lane, entries, left, fates)
+            self._complete(queue, entries, left, fates)
         return kept
 
     def _dead_letter(
@@ -339,32 +339,32 @@ class Flusher:
     def spill(self, *, drop: bool) -> bool:
         """Relieve memory of what the database does not keep up with; called by the listener.
 
-        What cannot be written to the DLQ goes back to its lane and is tried again. Returns whether
+        What cannot be written to the DLQ goes back to its queue and is tried again. Returns whether
         anything was written there, and notes it in :attr:`spilled`.
         """
         wrote = False
-        waiting = {id(entries): (lane, entries) for lane, entries in self._buffers.overfull()}
+        waiting = {id(entries): (queue, entries) for queue, entries in self._buffers.overfull()}
         try:
             for together in packed([*waiting.values()]):
                 if not drop:
                     self._spill(together)
                     wrote = True
                 fate = "dropped" if drop else "spilled"
-                for lane, entries in together:
+                for queue, entries in together:
                     del waiting[id(entries)]
-                    self._buffers.settle(lane, entries, {fate: len(entries)}, free=False)
+                    self._buffers.complete(queue, entries, {fate: len(entries)}, free=False)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             self._reporter.report("spill_failed", reason=reason)
         finally:
-            for lane, entries in waiting.values():
-                self._buffers.put_back(lane, entries)
+            for queue, entries in waiting.values():
+                self._buffers.put_back(queue, entries)
         return wrote
 
-    def _spill(self, together: Shipment) -> None:
-        batches = [(lane.tenant_id, [e.payload for e in entries]) for lane, entries in together]
+    def _spill(self, together: BatchGroup) -> None:
+        batches = [(queue.tenant_id, [e.payload for e in entries]) for queue, entries in together]
         name = self._dlq.put_together(batches, "spilled: queue full")
-        self.spilled = True  # before it is settled: flush looks at both
+        self.spilled = True  # before it is completed: flush looks at both
         for _, entries in together:
             self._wal.acknowledge(entries)
         events = sum(len(payloads) for _, payloads in batches)
@@ -379,21 +379,21 @@ class Flusher:
         self._counters.add_all(fate)
         return not lost
 
-    def give_up(self, together: Shipment) -> None:
+    def leave_behind(self, together: BatchGroup) -> None:
         """Leave entries that were drained to the WAL, or else to the DLQ: there is no more time."""
         homeless = [
-            (lane, entries, [entry for entry in entries if not self._wal.keeps(entry)])
-            for lane, entries in together
+            (queue, entries, [entry for entry in entries if not self._wal.keeps(entry)])
+            for queue, entries in together
         ]
         fates = [Counter(parked=len(entries) - len(left)) for _, entries, left in homeless]
-        batches = [(lane.tenant_id, left) for lane, _, left in homeless if left]
+        batches = [(queue.tenant_id, left) for queue, _, left in homeless if left]
         theirs = [fate for fate, (*_, left) in zip(fates, homeless, strict=True) if left]
         if batches:
             lost = self._dead_letter(batches, "shutdown before it was inserted", theirs)
             for fate, left in zip(theirs, lost, strict=True):
                 fate["lost"] += len(left)
-        for (lane, entries, _), fate in zip(homeless, fates, strict=True):
-            self._buffers.settle(lane, entries, fate, free=False)
+        for (queue, entries, _), fate in zip(homeless, fates, strict=True):
+            self._buffers.complete(queue, entries, fate, free=False)
 
 
 def _whose(batches: Sequence[tuple[str | None, Sequence[object]]]) -> dict[str, Any]:

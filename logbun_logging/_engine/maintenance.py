@@ -43,7 +43,7 @@ class Redelivery:
         bootstrap: opens the database; returns whether it is open.
         counters: what happened.
         reporter: told of problems.
-        tend: called at every look.
+        maintain: called at every look.
         stopping: set when the thread is to end.
         clock: monotonic seconds.
     """
@@ -58,7 +58,7 @@ class Redelivery:
         bootstrap: Callable[[], bool],
         counters: Counters,
         reporter: Reporter,
-        tend: Callable[[], None] = lambda: None,
+        maintain: Callable[[], None] = lambda: None,
         stopping: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,7 +69,7 @@ class Redelivery:
         self._bootstrap = bootstrap
         self._counters = counters
         self._reporter = reporter
-        self._tend = tend
+        self._maintain = maintain
         self._clock = clock
         self._pass_lock = threading.Lock()
         self._wake = threading.Event()
@@ -98,7 +98,7 @@ class Redelivery:
         """A scan that was asked for has not ended yet."""
         return self._scan_soon or self._scanning
 
-    def held_up(self) -> bool:
+    def waits_for_dlq(self) -> bool:
         """Tell whether what is parked waits for room in the DLQ, which has not taken it.
 
         It is read back again after a pause, and as soon as a file leaves the DLQ.
@@ -106,7 +106,7 @@ class Redelivery:
         pause = time.monotonic() < self._recovery.read_parked_at + _REFUSED_PAUSE
         return pause and self._dlq.refused_at >= self._recovery.read_parked_at
 
-    def nudge(self) -> None:
+    def wake(self) -> None:
         """Look now whether something has to be done."""
         self._wake.set()
 
@@ -154,7 +154,7 @@ class Redelivery:
         pause = 0.0
         while not self._stopping.is_set():
             try:
-                self._tend()
+                self._maintain()
                 opened = self._bootstrap()
                 now = self._clock()
                 with self._pass_lock:
@@ -162,7 +162,7 @@ class Redelivery:
                     if self._recovery.running or now >= next_adoption:
                         next_adoption = now + self._retry.scan_interval
                         self._recovery.run()
-                    elif opened and not self.held_up():
+                    elif opened and not self.waits_for_dlq():
                         self._recovery.read_parked()
                     if now >= next_scan or (self._scan_soon and opened):
                         next_scan = now + self._retry.scan_interval

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from logbun_logging._engine.tenant_queue import Lane, Shipment
+from logbun_logging._engine.tenant_queue import BatchGroup, TenantQueue
 from logbun_logging.event import Entry
 
 __all__ = ["DeadBatches", "packed"]
@@ -17,16 +17,16 @@ _OWN_FILE: Final = 256 * 1024
 _SHARED_FILE: Final = 1024 * 1024
 
 
-def packed(parts: Iterable[tuple[Lane, list[Entry]]]) -> Iterator[Shipment]:
+def packed(parts: Iterable[tuple[TenantQueue, list[Entry]]]) -> Iterator[BatchGroup]:
     """Yield what goes into one file, file by file, as soon as it is full."""
-    together: Shipment = []
+    together: BatchGroup = []
     total = 0
-    for lane, entries in parts:
+    for queue, entries in parts:
         size = _size(entries)
         if size >= _OWN_FILE:
-            yield [(lane, entries)]
+            yield [(queue, entries)]
             continue
-        together.append((lane, entries))
+        together.append((queue, entries))
         total += size
         if total >= _SHARED_FILE:
             yield together
@@ -42,23 +42,23 @@ def _size(entries: Iterable[Entry]) -> int:
 class DeadBatches:
     """The batches that go to the DLQ next, and wait for others to share a file with them.
 
-    Used under the buffers' lock. The batches themselves are in their lanes.
+    Used under the buffers' lock. The batches themselves are in their queues.
     """
 
     def __init__(self) -> None:
-        self._lanes: list[Lane] = []
+        self._queues: list[TenantQueue] = []
         self._bytes = 0
         self._since = 0.0  # when the first one came
 
     def __bool__(self) -> bool:
-        return bool(self._lanes)
+        return bool(self._queues)
 
-    def add(self, lane: Lane, now: float) -> None:
-        """Take up the batch that *lane* keeps."""
-        if not self._lanes:
+    def add(self, queue: TenantQueue, now: float) -> None:
+        """Take up the batch that *queue* keeps."""
+        if not self._queues:
             self._since = now
-        self._lanes.append(lane)
-        self._bytes += _size(lane.retrying)
+        self._queues.append(queue)
+        self._bytes += _size(queue.retrying)
 
     def due_in(self, now: float, patience: float) -> float | None:
         """Return in how many seconds they are to be written; None if there are none.
@@ -67,11 +67,11 @@ class DeadBatches:
             now: the time.
             patience: how many seconds the first one waits, unless a file is full before.
         """
-        if not self._lanes:
+        if not self._queues:
             return None
         return 0.0 if self._bytes >= _SHARED_FILE else max(0.0, self._since + patience - now)
 
-    def take(self) -> list[Lane]:
+    def take(self) -> list[TenantQueue]:
         """Return all of them, in the order in which they came."""
-        lanes, self._lanes, self._bytes = self._lanes, [], 0
-        return lanes
+        queues, self._queues, self._bytes = self._queues, [], 0
+        return queues

@@ -148,9 +148,9 @@ class Pipeline:
             durable=self.durable,
             counters=self.counters,
             places=places,
-            batch_size=lambda: self.delivery.shipment_size(None),
+            batch_size=lambda: self.delivery.group_size(None),
             carried=carried,
-            hurry=self._hurry,
+            wake=self._wake,
         )
         timeout, most_hanging = options.insert_timeout, places.most_doubtful
         self.delivery = Delivery(
@@ -192,7 +192,7 @@ class Pipeline:
             scanner=scanner,
             retry=options.retry,
             bootstrap=self._bootstrap,
-            tend=self._tend_alone,
+            maintain=self._maintain_alone,
             counters=self.counters,
             reporter=self.reporter,
             stopping=stopping,
@@ -261,8 +261,8 @@ class Pipeline:
     def break_off(self, entry: Entry) -> None:
         """Leave nothing half done for a call that a signal handler has ended by raising.
 
-        What has been let in has to be settled, or ``flush`` would wait for it. Whether it has been
-        queued is not known; the buffers take it once.
+        An admitted event has to be completed, or ``flush`` would wait for it. It may or may not
+        have been queued; the buffers take it once.
         """
         if entry.admitted:
             self.buffer([entry])
@@ -280,20 +280,20 @@ class Pipeline:
         self.wal.acknowledge(entries)
         self.buffers.discard(entries, "filtered")
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Wake the WAL's keeper, spill, report: what the listener does between batches."""
         if self.durable:
             self.wal.poke()
         spilled = self.flusher.spill(drop=self._drop)
         if not spilled and self.buffers.events < _CALM and self.databases.healthy():
             self._ask_back()
-        self.threads.tend()
+        self.threads.maintain()
         self.reporter.watch()
 
-    def _tend_alone(self) -> None:
+    def _maintain_alone(self) -> None:
         """Do the same where no listener runs."""
         if not any(source.running for source in self.sources):
-            self.tend()
+            self.maintain()
 
     # ── start and stop ──
 
@@ -308,7 +308,7 @@ class Pipeline:
             if self.closing or forks.awaits_fork():
                 return
             if self.started:
-                self.threads.tend()
+                self.threads.maintain()
                 self._start_sources()
                 return
             if self.durable:
@@ -354,9 +354,9 @@ class Pipeline:
                 source.stop(0.0)
         self._start_sources()
 
-    def _hurry(self) -> None:
+    def _wake(self) -> None:
         for source in self.sources:
-            source.hurry()
+            source.wake()
 
     def flush(self, timeout: float) -> bool:
         """Deliver everything accepted before this call; return whether that was done in time.
@@ -367,13 +367,13 @@ class Pipeline:
         if not self.started:
             return True
         with self._lifecycle:  # not while another thread starts it
-            self.threads.tend()
+            self.threads.maintain()
             running = self.flusher.running
         if not running:
             return self._deliver_here()
         deadline = time.monotonic() + timeout
         self._carry_over()
-        self._hurry()
+        self._wake()
         while True:
             # Before, because what comes back while we look is in the buffers when we flush them.
             # After, because overload may have moved something aside while we flushed.
@@ -384,7 +384,7 @@ class Pipeline:
                 break
             if not self.redelivery.running:  # the thread that does it could not be started yet
                 break
-            self.redelivery.nudge()
+            self.redelivery.wake()
             self._finished.wait(_LOOK)
         lost = self._lost_since_last_look()
         delivered = delivered and not (more or self.recovery.parked() or lost)
@@ -410,7 +410,9 @@ class Pipeline:
     def _more_to_come(self) -> bool:
         if self.bootstrap_error is not None or not self.databases.healthy():
             return False  # the rest waits in files until there is a database
-        if self.recovery.running or (self.recovery.parked() and not self.redelivery.held_up()):
+        if self.recovery.running or (
+            self.recovery.parked() and not self.redelivery.waits_for_dlq()
+        ):
             return True
         self._ask_back()
         return self.redelivery.scanning
@@ -456,10 +458,10 @@ class Pipeline:
         return delivered
 
     def _stop_parts(self, deadline: float) -> bool:
-        self.threads.tend()
+        self.threads.maintain()
         for source in self.sources:
             source.refuse()
-            source.hurry()
+            source.wake()
         self._carry_over()
         if self.flusher.running:
             # The listeners still run: a call that began before they refused is not left behind.
@@ -469,7 +471,7 @@ class Pipeline:
         running = self.flusher.running
         delivered = self.buffers.flush(deadline) if running else self._deliver_here()
         if not delivered:
-            self._give_up(deadline)
+            self._leave_behind(deadline)
         self.threads.close()
         self._close(lambda: self.redelivery.stop(_left(deadline)), deadline)
         if self.recovery.unfinished() or self._lost_since_last_look():
@@ -503,15 +505,15 @@ class Pipeline:
             for entry in left:
                 self.keep_late(entry)
 
-    def _give_up(self, deadline: float) -> None:
+    def _leave_behind(self, deadline: float) -> None:
         """Write down what is left, file by file, for as long as the disk takes it.
 
         That may take longer than the time-out. Only a disk that hangs ends it, and then what is
         left counts as lost.
         """
         for together in packed(self.buffers.drain()):
-            give_up = partial(self.flusher.give_up, together)
-            if not self._close(give_up, max(deadline, time.monotonic())):
+            leave = partial(self.flusher.leave_behind, together)
+            if not self._close(leave, max(deadline, time.monotonic())):
                 return
 
     def _close(self, close: Callable[[], object], deadline: float) -> bool:
@@ -534,7 +536,7 @@ class Pipeline:
 
     def _bootstrap(self) -> bool:
         if self.opened.is_set():
-            self.databases.tend()
+            self.databases.maintain()
             return True
         if time.monotonic() < self._next_bootstrap or self.closing:
             return False

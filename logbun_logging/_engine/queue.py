@@ -83,7 +83,7 @@ class RecordQueue:
         self._wake.wait(0 if self._items else timeout)
         self._asleep = False
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """Let the reader look now."""
         self._wake.ring()
 

@@ -37,7 +37,7 @@ class Source(Protocol):
         """The listener runs."""
         ...
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """Carry over now what is queued: somebody waits for it."""
         ...
 

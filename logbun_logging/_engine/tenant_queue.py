@@ -7,14 +7,14 @@ from typing import Final
 
 from logbun_logging.event import Entry
 
-__all__ = ["Lane", "Shipment"]
+__all__ = ["BatchGroup", "TenantQueue"]
 
-#: A tenant whose turn has not come, or whose insert has not ended, for so many seconds, is held up.
+#: A tenant is stalled after so many seconds without its turn, or with an insert that does not end.
 #: Until then a full buffer is a burst, and a burst is not an outage.
-_HELD_UP_AFTER: Final = 2.0
+_STALLED_AFTER: Final = 2.0
 
 
-class Lane:
+class TenantQueue:
     """One tenant's events in memory. Everything is written under the lock of the buffers."""
 
     __slots__ = (
@@ -24,13 +24,13 @@ class Lane:
         "batch_at",
         "buffered",
         "busy",
+        "completed",
         "entries",
         "failed_at",
         "first_at",
         "in_flight",
         "ready",
         "retrying",
-        "settled",
         "since",
         "tenant_id",
         "unsent",
@@ -40,7 +40,7 @@ class Lane:
         self.tenant_id = tenant_id
         self.entries: deque[Entry] = deque()
         self.admitted = 0
-        self.settled = 0
+        self.completed = 0
         self.buffered = 0  # entries that have come into the buffer, ever
         self.busy = False  # a worker has a batch of it, or it waits to try that batch again
         self.ready = False  # stands in the queue for a worker
@@ -57,7 +57,7 @@ class Lane:
     @property
     def queued(self) -> int:
         """Events of this tenant in memory."""
-        return self.admitted - self.settled
+        return self.admitted - self.completed
 
     @property
     def oldest(self) -> int:
@@ -74,10 +74,10 @@ class Lane:
         self.entries.clear()
         return entries
 
-    def held_up(self, now: float) -> bool:
+    def stalled(self, now: float) -> bool:
         """Tell whether the database does not keep up with this tenant."""
-        return self.attempt > 0 or ((self.busy or self.ready) and now - self.since > _HELD_UP_AFTER)
+        return self.attempt > 0 or ((self.busy or self.ready) and now - self.since > _STALLED_AFTER)
 
 
-#: What a worker takes: lanes, each with the entries of its batches, in order.
-Shipment = list[tuple[Lane, list[Entry]]]
+#: What a worker takes: queues, each with the entries of its batches, in order.
+BatchGroup = list[tuple[TenantQueue, list[Entry]]]

@@ -40,8 +40,8 @@ class Threads:
         self._counters = counters
         self._reporter = reporter
         self._clock = clock
-        self._workers: list[WorkerThread] = []  # any thread appends; only tend takes out
-        self._tending = threading.Lock()  # only ever tried: nobody waits for it
+        self._workers: list[WorkerThread] = []  # any thread appends; only maintain takes out
+        self._maintaining = threading.Lock()  # only ever tried: nobody waits for it
         self._retry_at = 0.0
         self._closed = False
         #: Some threads could not be started yet.
@@ -50,22 +50,22 @@ class Threads:
     def start(self, name: str, run: Callable[[], None]) -> WorkerThread:
         """Return a thread that runs *run* until that returns.
 
-        If it cannot be started now, :meth:`tend` tries again.
+        If it cannot be started now, :meth:`maintain` tries again.
         """
         worker = WorkerThread(name, run, self._died)
         self._start(worker)
         self._workers.append(worker)
         return worker
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Start what could not be started, about once a second, and what has ended untimely."""
-        if self._closed or not self._tending.acquire(blocking=False):
+        if self._closed or not self._maintaining.acquire(blocking=False):
             return
         try:
             if not self.missing or self._clock() >= self._retry_at:
                 self._start_missing()
         finally:
-            self._tending.release()
+            self._maintaining.release()
 
     def close(self) -> None:
         """Start nothing any more: the pipeline ends."""

@@ -93,7 +93,7 @@ class Databases(Protocol):
         """Tell whether there is a database that takes events, as far as is known."""
         ...
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Close what has not been used for long; called now and then."""
         ...
 
@@ -170,7 +170,7 @@ class SingleDatabase:
         """Tell whether the circuit lets a call through: it is closed, or it is time to try."""
         return not self._breaker.wait_time()
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Do nothing: the one database stays open."""
 
     def figures(self) -> dict[str, int]:

@@ -235,7 +235,7 @@ class TenantPool:
             "down": down,
         }
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Close the databases that nobody has used for ``pool.idle_timeout``."""
         with self._lock:
             self._close_idle()

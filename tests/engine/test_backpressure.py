@@ -12,7 +12,7 @@ DURABLE_BLOCK = Policy(True, "block")
 
 
 @pytest.mark.parametrize(
-    ("policy", "over", "held_up", "used", "decision"),
+    ("policy", "over", "stalled", "used", "decision"),
     [
         # within its bound, a tenant has room until memory is used up
         (DURABLE, False, True, 1.0, "admitted"),
@@ -37,8 +37,8 @@ DURABLE_BLOCK = Policy(True, "block")
         (DURABLE_BLOCK, True, True, 0.6, "wait"),
     ],
 )
-def test_the_table(policy, over, held_up, used, decision):
-    assert decide(policy, over=over, held_up=held_up, used=used) == decision
+def test_the_table(policy, over, stalled, used, decision):
+    assert decide(policy, over=over, stalled=stalled, used=used) == decision
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_the_table(policy, over, held_up, used, decision):
     [(BLOCK, 0.9, "admitted"), (BLOCK, 0.96, "full"), (DURABLE_BLOCK, 0.6, "full")],
 )
 def test_who_has_waited_does_not_wait_again(policy, used, decision):
-    assert decide(policy, over=True, held_up=True, used=used, waited=True) == decision
+    assert decide(policy, over=True, stalled=True, used=used, waited=True) == decision

@@ -207,9 +207,9 @@ def test_the_books_are_right_at_every_moment_and_no_counter_falls(make_trail, ma
     sys.setswitchinterval(1e-5)  # threads take turns in the midst of everything
 
     def watch():
-        before = trail.pipeline.buffers.books()
+        before = trail.pipeline.buffers.snapshot()
         while not done.is_set():
-            stats = trail.pipeline.buffers.books()
+            stats = trail.pipeline.buffers.snapshot()
             if not balanced(stats):
                 wrong.append(stats)
             wrong.extend(name for name in COUNTERS if stats[name] < before[name])

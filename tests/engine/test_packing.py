@@ -9,7 +9,7 @@ import pytest
 
 from logbun_logging import AdapterUnavailableError, AuditLogger
 from logbun_logging._engine.packing import packed
-from logbun_logging._engine.tenant_queue import Lane
+from logbun_logging._engine.tenant_queue import TenantQueue
 from logbun_logging.event import Entry
 from tests.fakes import MemoryAdapter, SharedMemoryAdapter, wait_until
 
@@ -17,7 +17,7 @@ QUICK = {"max_retries": 1, "base_delay": 0.01, "scan_interval": 60.0, "first_sca
 
 
 def part(tenant, size):
-    return Lane(tenant), [Entry(tenant, b"x" * size)]
+    return TenantQueue(tenant), [Entry(tenant, b"x" * size)]
 
 
 def test_small_parts_share_a_file_until_it_is_full_and_large_ones_have_their_own():

@@ -49,9 +49,9 @@ def test_a_batch_is_due_when_it_is_full_or_old(clock):
     two = fill(buffers, "t", 2)
     assert buffers.take(0) == []
     clock.now += 5
-    ((lane, found),) = buffers.take(0)
+    ((queue, found),) = buffers.take(0)
     assert found == two
-    buffers.settle(lane, found, {"inserted": len(found)})
+    buffers.complete(queue, found, {"inserted": len(found)})
     three = fill(buffers, "t", 3)
     ((_, found),) = buffers.take(0)
     assert found == three
@@ -63,7 +63,7 @@ def test_due_batches_wait_for_company_but_not_for_long(clock):
     clock.now += 0.01
     fill(buffers, "b", 1)
     clock.now += 0.02
-    assert [lane.tenant_id for lane, _ in buffers.take(0)] == ["a", "b"]
+    assert [queue.tenant_id for queue, _ in buffers.take(0)] == ["a", "b"]
 
 
 def test_small_batches_are_due_when_memory_is_half_full(clock):
@@ -87,10 +87,10 @@ def test_recovered_events_leave_room_for_live_ones(clock):
 def test_a_tenant_under_way_is_not_taken_again(clock):
     buffers = make(clock, many=False, max_size=1)
     fill(buffers, "t", 2)
-    ((lane, found),) = buffers.take(0)
+    ((queue, found),) = buffers.take(0)
     assert len(found) == 1
     assert buffers.take(0) == []
-    buffers.settle(lane, found, {"inserted": len(found)})
+    buffers.complete(queue, found, {"inserted": len(found)})
     assert len(buffers.take(0)) == 1
 
 
@@ -100,22 +100,22 @@ def test_no_tenant_starves_another(clock):
     for number in range(4):
         fill(buffers, f"quiet{number}", 10)
     clock.now += 1
-    sizes = {lane.tenant_id: len(found) for lane, found in buffers.take(0)}
+    sizes = {queue.tenant_id: len(found) for queue, found in buffers.take(0)}
     assert sizes == {"noisy": 20, **{f"quiet{number}": 10 for number in range(4)}}
 
 
 def test_a_failed_batch_is_tried_again_later_and_in_order(clock):
     buffers = make(clock, many=False, max_size=2)
     fill(buffers, "t", 4)
-    ((lane, first),) = buffers.take(0)
-    buffers.retry_later(lane, first, 4.0)
+    ((queue, first),) = buffers.take(0)
+    buffers.retry_later(queue, first, 4.0)
     assert buffers.take(0) == []
-    assert lane.held_up(clock.now)
+    assert queue.stalled(clock.now)
     clock.now += 4
     ((_, again),) = buffers.take(0)
     assert again == first
-    buffers.settle(lane, again, {})
-    assert not lane.held_up(clock.now)
+    buffers.complete(queue, again, {})
+    assert not queue.stalled(clock.now)
     assert buffers.events == 2
 
 
@@ -125,11 +125,11 @@ def test_a_full_memory_spills_the_tenants_with_the_most(clock):
     fill(buffers, "small", 5)
     assert buffers.crowded()
     spilled = buffers.overfull()
-    assert [(lane.tenant_id, len(found)) for lane, found in spilled] == [("large", 90)]
-    lane, found = spilled[0]
-    buffers.put_back(lane, found)
+    assert [(queue.tenant_id, len(found)) for queue, found in spilled] == [("large", 90)]
+    queue, found = spilled[0]
+    buffers.put_back(queue, found)
     assert buffers.depths() == {"large": 90, "small": 5}
-    assert list(lane.entries) == found
+    assert list(queue.entries) == found
 
 
 def test_total_bounds_hold_for_events_and_bytes(clock):
@@ -161,26 +161,26 @@ def test_tenants_without_anything_are_forgotten(clock):
     buffers = make(clock, many=False, max_size=1)
     for number in range(5000):
         fill(buffers, f"t{number}", 1)
-        ((lane, found),) = buffers.take(0)
-        buffers.settle(lane, found, {"inserted": len(found)})
-    assert len(buffers._lanes) <= 4097
+        ((queue, found),) = buffers.take(0)
+        buffers.complete(queue, found, {"inserted": len(found)})
+    assert len(buffers._queues) <= 4097
 
 
 def test_a_refused_event_leaves_nothing_behind(clock):
     buffers = make(clock, limits={"max_total_queued": 1})
     fill(buffers, "a", 1)
     assert buffers.admit(Entry("b", b"x")) == "full"
-    assert list(buffers._lanes) == ["a"]
+    assert list(buffers._queues) == ["a"]
 
 
 def test_a_batch_that_fails_after_everything_was_given_up_is_off_the_books(clock):
     buffers = make(clock, max_size=2)
     fill(buffers, "t", 2)
     clock.now += 0.02
-    ((lane, found),) = buffers.take(0)
+    ((queue, found),) = buffers.take(0)
     ((_, given_up),) = buffers.drain()
-    buffers.settle(lane, given_up, {}, free=False)
-    buffers.retry_later(lane, found, 1.0)
+    buffers.complete(queue, given_up, {}, free=False)
+    buffers.retry_later(queue, found, 1.0)
     assert (buffers.events, buffers.bytes, buffers.depths()) == (0, 0, {})
     assert list(buffers.drain()) == []
 
@@ -197,9 +197,9 @@ def test_who_would_wait_is_known_before(clock):
 def test_the_end_takes_everything(clock):
     buffers = make(clock, many=False, max_size=2)
     entries = fill(buffers, "t", 5)
-    ((lane, first),) = buffers.take(0)
+    ((queue, first),) = buffers.take(0)
     assert [found for _, found in buffers.drain()] == [entries]
-    buffers.retry_later(lane, first, 1.0)
+    buffers.retry_later(queue, first, 1.0)
     buffers.close()
     assert buffers.take(None) is None
 
@@ -240,15 +240,15 @@ def test_tenants_whose_databases_hang_leave_places_to_the_others(clock):
     for number in range(20):
         fill(buffers, f"sick{number}", 1)
     taken = []
-    while shipment := buffers.take(0):
-        taken += shipment
+    while group := buffers.take(0):
+        taken += group
         clock.now += 1
     assert len(taken) == 5
     fill(buffers, "well", 1)
-    ((lane, _),) = buffers.take(0)
-    assert lane.tenant_id == "well"
-    lane, found = taken[0]
-    buffers.retry_later(lane, found, 10.0)
+    ((queue, _),) = buffers.take(0)
+    assert queue.tenant_id == "well"
+    queue, found = taken[0]
+    buffers.retry_later(queue, found, 10.0)
     assert len(buffers.take(0)) == 1, "whose call has ended makes room"
 
 
@@ -257,9 +257,9 @@ def test_what_was_spilled_while_it_was_due_is_not_taken(clock):
     fill(buffers, "t", 10)
     buffers.make_all_due()
     clock.now += 1
-    ((lane, entries),) = buffers.overfull()
+    ((queue, entries),) = buffers.overfull()
     assert buffers.take(0) == []
-    buffers.put_back(lane, entries)
+    buffers.put_back(queue, entries)
     buffers.make_all_due()
     clock.now += 1
     ((_, found),) = buffers.take(0)
@@ -289,16 +289,16 @@ def flushed(buffers):
 def test_a_flush_waits_for_a_batch_that_is_tried_again_though_newer_events_were_spilled(clock):
     buffers = make(clock, many=False, max_size=2, max_queue_size=4)
     fill(buffers, "t", 2)
-    ((lane, first),) = buffers.take(0)
-    buffers.retry_later(lane, first, 4.0)
+    ((queue, first),) = buffers.take(0)
+    buffers.retry_later(queue, first, 4.0)
     fill(buffers, "t", 4)
     ((_, spilled),) = buffers.overfull()
-    buffers.settle(lane, spilled, {"spilled": 4}, free=False)
+    buffers.complete(queue, spilled, {"spilled": 4}, free=False)
     assert not flushed(buffers)
     clock.now += 4
     ((_, again),) = buffers.take(0)
     assert not flushed(buffers)
-    buffers.settle(lane, again, {"inserted": 2})
+    buffers.complete(queue, again, {"inserted": 2})
     assert flushed(buffers)
 
 
@@ -314,34 +314,34 @@ def test_a_flush_waits_for_events_that_have_not_come_from_the_queue(clock):
 def test_a_part_of_a_batch_that_is_settled_is_not_tried_again(clock):
     buffers = make(clock, many=False, max_size=4)
     entries = fill(buffers, "t", 4)
-    ((lane, found),) = buffers.take(0)
-    assert buffers.settle_part(lane, found, found[3:], {"inserted": 3})
-    buffers.retry_later(lane, found, 1.0)
+    ((queue, found),) = buffers.take(0)
+    assert buffers.complete_part(queue, found, found[3:], {"inserted": 3})
+    buffers.retry_later(queue, found, 1.0)
     clock.now += 1
     ((_, again),) = buffers.take(0)
     assert again == entries[3:]
-    books = buffers.books()
+    books = buffers.snapshot()
     assert (books["accepted"], books["inserted"], books["queued"]) == (4, 3, 1)
 
 
 def test_a_batch_is_given_back_by_its_owner_only(clock):
     buffers = make(clock, many=False, max_size=2)
     fill(buffers, "t", 2)
-    ((lane, first),) = buffers.take(0)
-    buffers.retry_later(lane, first, 0.0)
+    ((queue, first),) = buffers.take(0)
+    buffers.retry_later(queue, first, 0.0)
     ((_, second),) = buffers.take(0)
-    buffers.retry_later(lane, first, 0.0)
-    buffers.settle(lane, first, {"inserted": 2})
-    assert not buffers.settle_part(lane, first, [], {"inserted": 2})
-    assert lane.in_flight is second
-    assert buffers.books()["inserted"] == 0
+    buffers.retry_later(queue, first, 0.0)
+    buffers.complete(queue, first, {"inserted": 2})
+    assert not buffers.complete_part(queue, first, [], {"inserted": 2})
+    assert queue.in_flight is second
+    assert buffers.snapshot()["inserted"] == 0
 
 
 def test_recovered_events_are_not_accepted_once_more(clock):
     buffers = make(clock)
     entry = Entry("t", b"x")
     assert buffers.readmit(entry) == "admitted"
-    books = buffers.books()
+    books = buffers.snapshot()
     assert (books["accepted"], books["recovered"], books["queued"]) == (0, 1, 1)
 
 
@@ -352,21 +352,21 @@ def test_empty_memory_lets_one_event_of_any_size_in(clock):
     assert buffers.admit(Entry("t", b"x")) == "full"
     buffers.put([large])
     clock.now += 5
-    ((lane, entries),) = buffers.take(0)
-    buffers.settle(lane, entries, {"inserted": 1})
+    ((queue, entries),) = buffers.take(0)
+    buffers.complete(queue, entries, {"inserted": 1})
     assert buffers.admit(Entry("t", b"x")) == "admitted"
     assert buffers.admit(Entry("t", b"x" * 300_000)) == "full"
 
 
 def fail_for_good(buffers, tenants, reason="down"):
     """Take one batch of each, which no insert takes."""
-    lanes = []
+    queues = []
     for tenant in tenants:
         fill(buffers, tenant, 1)
-        ((lane, found),) = buffers.take(0)
-        buffers.dead_letter_later(lane, found, reason)
-        lanes.append(lane)
-    return lanes
+        ((queue, found),) = buffers.take(0)
+        buffers.dead_letter_later(queue, found, reason)
+        queues.append(queue)
+    return queues
 
 
 def test_batches_that_go_to_the_dlq_wait_for_each_other_but_not_for_long(clock):
@@ -376,12 +376,12 @@ def test_batches_that_go_to_the_dlq_wait_for_each_other_but_not_for_long(clock):
     fail_for_good(buffers, ["c"])
     assert buffers.take(0) == []
     clock.now += 1
-    shipment = buffers.take(0)
-    assert [lane.tenant_id for lane, _ in shipment] == ["a", "b", "c"]
-    assert {lane.unsent for lane, _ in shipment} == {"down"}
-    for lane, found in shipment:
-        buffers.settle(lane, found, {"dead_lettered": 1})
-    assert (buffers.events, buffers.books()["dead_lettered"]) == (0, 3)
+    group = buffers.take(0)
+    assert [queue.tenant_id for queue, _ in group] == ["a", "b", "c"]
+    assert {queue.unsent for queue, _ in group} == {"down"}
+    for queue, found in group:
+        buffers.complete(queue, found, {"dead_lettered": 1})
+    assert (buffers.events, buffers.snapshot()["dead_lettered"]) == (0, 3)
     assert buffers.take(0) == []
 
 
@@ -391,37 +391,37 @@ def test_batches_that_fill_a_file_wait_no_longer(clock):
     entry = Entry("b", b"x" * 1024 * 1024)
     assert buffers.admit(entry) == "admitted"
     buffers.put([entry])
-    ((lane, found),) = buffers.take(0)
-    buffers.dead_letter_later(lane, found, "down")
-    assert [lane.tenant_id for lane, _ in buffers.take(0)] == ["a", "b"]
+    ((queue, found),) = buffers.take(0)
+    buffers.dead_letter_later(queue, found, "down")
+    assert [queue.tenant_id for queue, _ in buffers.take(0)] == ["a", "b"]
 
 
 def test_a_tenant_s_next_batch_waits_for_the_one_that_goes_to_the_dlq(clock):
     buffers = make(clock, many=False, max_size=1, flush_interval=5.0)
-    (lane,) = fail_for_good(buffers, ["t"])
+    (queue,) = fail_for_good(buffers, ["t"])
     second = fill(buffers, "t", 1)
     assert buffers.take(0) == []
     clock.now += 5
     ((_, first),) = buffers.take(0)
-    buffers.settle(lane, first, {"dead_lettered": 1})
+    buffers.complete(queue, first, {"dead_lettered": 1})
     ((same, found),) = buffers.take(0)
-    assert (same, found, same.unsent) == (lane, second, "")
+    assert (same, found, same.unsent) == (queue, second, "")
 
 
 def test_what_cannot_be_written_to_the_dlq_is_tried_again_as_a_batch(clock):
     buffers = make(clock, many=False, max_size=1, flush_interval=5.0)
     fail_for_good(buffers, ["t"])
     clock.now += 5
-    ((lane, found),) = buffers.take(0)
-    buffers.retry_later(lane, found, 1.0)
+    ((queue, found),) = buffers.take(0)
+    buffers.retry_later(queue, found, 1.0)
     clock.now += 1
-    ((lane, again),) = buffers.take(0)
-    assert (again, lane.unsent) == (found, "")
+    ((queue, again),) = buffers.take(0)
+    assert (again, queue.unsent) == (found, "")
 
 
 def test_batches_on_their_way_to_the_dlq_are_given_up_with_the_rest(clock):
     buffers = make(clock, many=False, max_size=1, flush_interval=5.0)
     fail_for_good(buffers, ["a", "b"])
-    assert [lane.tenant_id for lane, _ in buffers.drain()] == ["a", "b"]
+    assert [queue.tenant_id for queue, _ in buffers.drain()] == ["a", "b"]
     clock.now += 5
     assert buffers.take(0) == []

@@ -84,14 +84,14 @@ def test_a_thread_that_has_ended_untimely_is_started_again(parts):
     worker = parts.threads.start("logbun-test", work)
     assert runs.acquire(timeout=20)
     worker._thread = threading.Thread()  # what is left of one that was killed
-    parts.threads.tend()
+    parts.threads.maintain()
     assert runs.acquire(timeout=20)
     assert parts.counters["threads_died"] == 1
     assert parts.heard() == ["thread_died"]
     release.set()
     worker.join(20)
     assert wait_until(lambda: worker.done)
-    parts.threads.tend()
+    parts.threads.maintain()
     assert not runs.acquire(blocking=False)
 
 
@@ -101,13 +101,13 @@ def test_what_cannot_be_started_is_tried_again_each_second_and_reported_once(par
     parts.threads.start("logbun-test", ran.set)
     assert parts.threads.missing
     parts.clock.now = 1.0
-    parts.threads.tend()
+    parts.threads.maintain()
     refuse.clear()
     parts.clock.now = 1.9
-    parts.threads.tend()
+    parts.threads.maintain()
     assert parts.threads.missing
     parts.clock.now = 2.0
-    parts.threads.tend()
+    parts.threads.maintain()
     assert not parts.threads.missing
     assert ran.wait(20)
     assert parts.heard() == ["start_failed"]

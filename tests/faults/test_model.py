@@ -291,7 +291,7 @@ class Model(RuleBasedStateMachine):
             parts.buffers.make_all_due()
             parts.flusher.run_here()
         for part in parts.buffers.drain():
-            parts.flusher.give_up([part])
+            parts.flusher.leave_behind([part])
         parts.redelivery.stop(0)
         parts.delivery.close()
         parts.wal.close()

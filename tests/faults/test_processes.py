@@ -49,7 +49,7 @@ def locks_of(trail):
     yield parts.delivery._calls._lock
     yield parts.databases.breaker(None)._lock
     yield parts.buffers._lock
-    yield parts.threads._tending
+    yield parts.threads._maintaining
     yield parts.counters._lock
 
 

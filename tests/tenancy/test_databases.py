@@ -665,10 +665,10 @@ def test_unused_databases_are_closed_after_the_idle_timeout(makers):
         pass
     makers.clock.now = 61
     with pool.lease("used"):
-        pool.tend()
+        pool.maintain()
         wait_until(lambda: makers.made["t1"][0].closes == 1)
         makers.clock.now = 1000
-        pool.tend()
+        pool.maintain()
         wait_until(lambda: makers.made["t2"][0].closes == 1)
         assert makers.made["used"][0].closes == 0
     assert pool.figures()["open"] == 1
@@ -803,7 +803,7 @@ def test_a_lease_waits_until_the_same_tenants_database_is_closed(makers):
     with pool.lease("t1"):
         pass
     makers.clock.now = 61
-    pool.tend()
+    pool.maintain()
     closing_now.wait(10)
     threading.Timer(0.05, release.set).start()
     with pool.lease("t1") as target:
@@ -1107,7 +1107,7 @@ def test_a_single_database_is_lent_to_all_and_opened_again_after_closing(tmp_pat
     assert database.breaker("t1") is database.breaker(None)
     assert database.healthy()
     assert [tenant for tenant, _ in database.every()] == [None]
-    database.tend()
+    database.maintain()
     assert database.figures() == {"open": 1, "down": 0}
     database.close()
     with database.lease("t1") as target:
