@@ -463,7 +463,7 @@ class AuditTrail:
 
         Besides the counters of :data:`~logbun_logging._process.counters.COUNTERS`: ``queued`` and
         ``queued_bytes`` (in memory), ``queued_by_tenant``, ``wal`` (``segments``, ``bytes``,
-        ``adopted_bytes``, ``oldest``, ``parked``), ``dlq`` (files and events by state,
+        ``adopted_bytes``, ``oldest``, ``deferred``), ``dlq`` (files and events by state,
         ``error`` if it cannot be read), ``ready``,
         ``circuit_open``, ``databases`` (``open``, ``down``, and ``in_use`` where each tenant has
         its own), ``mode``.
@@ -478,7 +478,7 @@ class AuditTrail:
                 "bytes": size,
                 "adopted_bytes": adopted,
                 "oldest": min(filter(None, (oldest, oldest_adopted)), default=None),
-                "parked": parts.recovery.parked() + parts.late.parked,
+                "deferred": parts.recovery.deferred() + parts.late.deferred,
             },
             "dlq": parts.dlq.counts(),
             "ready": parts.opened.is_set(),

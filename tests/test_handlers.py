@@ -426,7 +426,7 @@ def test_a_configuration_that_does_not_name_the_audit_logger_loses_nothing(
     configure_without_audit()
     log.info("late")
     stats = trail.stats()
-    assert (stats["lost"], stats["wal"]["parked"]) == ((0, 2) if mode == "durable" else (2, 0))
+    assert (stats["lost"], stats["wal"]["deferred"]) == ((0, 2) if mode == "durable" else (2, 0))
     assert stats["accepted"] == 6
     with pytest.raises(LookupError):
         logbun_logging.get_trail(mode)

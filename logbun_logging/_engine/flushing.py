@@ -315,14 +315,14 @@ class Flusher:
                 tenant_required=tenant_required,
             )
         except Exception as error:  # a MemoryError, too
-            left = [[e for e in entries if not self._wal.park(e)] for _, entries in batches]
+            left = [[e for e in entries if not self._wal.defer(e)] for _, entries in batches]
             for (_, entries), rest, fate in zip(batches, left, fates, strict=True):
-                fate["parked"] += len(entries) - len(rest)
+                fate["deferred"] += len(entries) - len(rest)
             homeless = sum(map(len, left))
             self._reporter.report(
                 "dlq_failed",
                 **_whose(batches),
-                parked=sum(len(entries) for _, entries in batches) - homeless,
+                deferred=sum(len(entries) for _, entries in batches) - homeless,
                 left=homeless,
                 reason=f"{type(error).__name__}: {error}",
             )
@@ -385,7 +385,7 @@ class Flusher:
             (queue, entries, [entry for entry in entries if not self._wal.keeps(entry)])
             for queue, entries in together
         ]
-        fates = [Counter(parked=len(entries) - len(left)) for _, entries, left in homeless]
+        fates = [Counter(deferred=len(entries) - len(left)) for _, entries, left in homeless]
         batches = [(queue.tenant_id, left) for queue, _, left in homeless if left]
         theirs = [fate for fate, (*_, left) in zip(fates, homeless, strict=True) if left]
         if batches:

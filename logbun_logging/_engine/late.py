@@ -38,11 +38,11 @@ class LateEvents:
         # Guards everything below. Re-entrant: a signal handler may log.
         self._lock = threading.RLock()
         self._log: WalWriter | None = None
-        self._tidy_at = 0.0
+        self._maintain_at = 0.0
         self._memory: list[Entry] = []
         self._bytes = 0
         #: How many are on the disk, for the next start.
-        self.parked = 0
+        self.deferred = 0
 
     @property
     def waiting(self) -> bool:
@@ -56,8 +56,8 @@ class LateEvents:
         with self._lock:
             if self._options.mode == "durable" and self._write(entry):
                 amounts = {"lost": -1} if counted else {"accepted": 1}
-                self._counters.add_all({**amounts, "parked": 1})
-                self.parked += 1
+                self._counters.add_all({**amounts, "deferred": 1})
+                self.deferred += 1
                 return True
             if not counted:
                 self._counters.add_all({"accepted": 1, "lost": 1})
@@ -75,10 +75,10 @@ class LateEvents:
             log = self._log = self._make_log()
             log.open()
         now = time.monotonic()
-        if now >= self._tidy_at:  # it has no keeper's thread
-            self._tidy_at = now + options.wal.sync_interval
-            log.tidy()
-        if log.append(entry) and log.park(entry):
+        if now >= self._maintain_at:  # it has no WAL thread
+            self._maintain_at = now + options.wal.sync_interval
+            log.maintain()
+        if log.append(entry) and log.defer(entry):
             return True
         log.acknowledge([entry])
         return False
@@ -96,7 +96,7 @@ class LateEvents:
         Whoever takes that counts it.
         """
         with self._lock:
-            log, self._log, self.parked = self._log, None, 0
+            log, self._log, self.deferred = self._log, None, 0
             late, self._memory, self._bytes = self._memory, [], 0
         if log is not None:
             log.close()

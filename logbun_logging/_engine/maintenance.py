@@ -1,6 +1,6 @@
 """The maintenance thread: everything that brings events back that did not go straight through.
 
-It adopts the WAL folders of dead processes, reads back what was parked in our own, and scans the
+It adopts the WAL folders of dead processes, reads back what was deferred in our own, and scans the
 DLQ: soon after the start, at every interval, and as soon as a database that was down takes events
 again. Only one pass runs at a time, whoever asks for it.
 """
@@ -99,12 +99,12 @@ class Redelivery:
         return self._scan_soon or self._scanning
 
     def waits_for_dlq(self) -> bool:
-        """Tell whether what is parked waits for room in the DLQ, which has not taken it.
+        """Tell whether what is deferred waits for room in the DLQ, which has not taken it.
 
         It is read back again after a pause, and as soon as a file leaves the DLQ.
         """
-        pause = time.monotonic() < self._recovery.read_parked_at + _REFUSED_PAUSE
-        return pause and self._dlq.refused_at >= self._recovery.read_parked_at
+        pause = time.monotonic() < self._recovery.read_deferred_at + _REFUSED_PAUSE
+        return pause and self._dlq.refused_at >= self._recovery.read_deferred_at
 
     def wake(self) -> None:
         """Look now whether something has to be done."""
@@ -134,18 +134,18 @@ class Redelivery:
             self._recovery.run()
             self._scan(by_hand=True)
         finally:
-            self._recovery.release()
+            self._recovery.maintain()
             self._pass_lock.release()
         return True
 
-    def deliver_parked(self, deliver: Callable[[], None]) -> None:
-        """Read back what was parked, and deliver it, on this thread: there is no other.
+    def deliver_deferred(self, deliver: Callable[[], None]) -> None:
+        """Read back what was deferred, and deliver it, on this thread: there is no other.
 
         Args:
             deliver: delivers what is in memory.
         """
         with self._pass_lock:
-            self._recovery.read_parked(deliver)
+            self._recovery.read_deferred(deliver)
         deliver()
 
     def _run(self) -> None:
@@ -158,12 +158,12 @@ class Redelivery:
                 opened = self._bootstrap()
                 now = self._clock()
                 with self._pass_lock:
-                    self._recovery.release()
+                    self._recovery.maintain()
                     if self._recovery.running or now >= next_adoption:
                         next_adoption = now + self._retry.scan_interval
                         self._recovery.run()
                     elif opened and not self.waits_for_dlq():
-                        self._recovery.read_parked()
+                        self._recovery.read_deferred()
                     if now >= next_scan or (self._scan_soon and opened):
                         next_scan = now + self._retry.scan_interval
                         self._scan()

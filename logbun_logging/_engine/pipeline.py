@@ -242,8 +242,8 @@ class Pipeline:
         if verdict == "drop":
             self.counters.add_all({"accepted": 1, "dropped": 1})
             return GONE
-        if self.durable and self.wal.append(entry) and self.wal.park(entry):
-            self.counters.add_all({"accepted": 1, "parked": 1})
+        if self.durable and self.wal.append(entry) and self.wal.defer(entry):
+            self.counters.add_all({"accepted": 1, "deferred": 1})
             return KEPT
         wait = 0.0 if self.threads.missing else _SPILL_WAIT
         if self.buffers.admit_later(entry, wait) == "admitted":
@@ -281,9 +281,9 @@ class Pipeline:
         self.buffers.discard(entries, "filtered")
 
     def maintain(self) -> None:
-        """Wake the WAL's keeper, spill, report: what the listener does between batches."""
+        """Wake the WAL thread, spill, report: what the listener does between batches."""
         if self.durable:
-            self.wal.poke()
+            self.wal.wake()
         spilled = self.flusher.spill(drop=self._drop)
         if not spilled and self.buffers.events < _CALM and self.databases.healthy():
             self._ask_back()
@@ -387,7 +387,7 @@ class Pipeline:
             self.redelivery.wake()
             self._finished.wait(_LOOK)
         lost = self._lost_since_last_look()
-        delivered = delivered and not (more or self.recovery.parked() or lost)
+        delivered = delivered and not (more or self.recovery.deferred() or lost)
         self._flush_failed_at = None if delivered else time.monotonic()
         return delivered
 
@@ -396,12 +396,12 @@ class Pipeline:
         for source in self.sources:
             source.stop(_LISTENER_WAIT)
         self._run_here()
-        if not self.redelivery.running and self.recovery.parked():
+        if not self.redelivery.running and self.recovery.deferred():
             if not self.opened.is_set():
                 self._open_database()
-            self.redelivery.deliver_parked(self._run_here)
+            self.redelivery.deliver_deferred(self._run_here)
         self._start_sources()
-        return not self.buffers.events and not self.recovery.parked()
+        return not self.buffers.events and not self.recovery.deferred()
 
     def _run_here(self) -> None:
         self.buffers.make_all_due()
@@ -411,7 +411,7 @@ class Pipeline:
         if self.bootstrap_error is not None or not self.databases.healthy():
             return False  # the rest waits in files until there is a database
         if self.recovery.running or (
-            self.recovery.parked() and not self.redelivery.waits_for_dlq()
+            self.recovery.deferred() and not self.redelivery.waits_for_dlq()
         ):
             return True
         self._ask_back()

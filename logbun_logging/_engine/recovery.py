@@ -1,6 +1,6 @@
 """Recovery: what only a WAL file has comes back into memory, as there is room and a database.
 
-That is what dead processes have left, whose folders are adopted, and what was parked in our own
+That is what dead processes have left, whose folders are adopted, and what was deferred in our own
 log. A record stays in its file until it is acknowledged, so recovery may stop at any moment: a
 segment counts as read only after its last record has been let in.
 
@@ -43,7 +43,7 @@ _PORTION = 64
 class Recovery:
     """Reads WAL files back.
 
-    Only one thread at a time may call :meth:`run`, :meth:`read_parked` and :meth:`release`.
+    Only one thread at a time may call :meth:`run`, :meth:`read_deferred` and :meth:`maintain`.
 
     Args:
         folder: the namespace's folder.
@@ -80,19 +80,19 @@ class Recovery:
         self._reported: dict[Path, str] = {}
         #: What dead processes have left has still to be looked for, or to be read.
         self.running = False
-        #: Monotonic seconds when parked records were read back last.
-        self.read_parked_at = -math.inf
+        #: Monotonic seconds when deferred records were read back last.
+        self.read_deferred_at = -math.inf
 
     # ── seen from outside ──
 
-    def parked(self) -> int:
+    def deferred(self) -> int:
         """Return how many records wait in WAL files alone, to be read back."""
-        adopted = sum(len(segment.parked) for segment in self._segments())
-        return self._wal.parked() + adopted
+        adopted = sum(len(segment.deferred) for segment in self._segments())
+        return self._wal.deferred() + adopted
 
     def unfinished(self) -> bool:
         """Tell whether files have records that we have taken on and not delivered."""
-        return bool(self._adopted or self._wal.parked())
+        return bool(self._adopted or self._wal.deferred())
 
     def adopted(self) -> tuple[int, str | None]:
         """Return the bytes in adopted logs, and when the oldest event in them was created."""
@@ -119,7 +119,7 @@ class Recovery:
                 return False
             for folder in (self._folder, self._folder / "wal", self._folder / "dlq"):
                 remove_leftovers(folder)
-            self.read_parked()
+            self.read_deferred()
         except BaseException:
             self.running = False
             raise
@@ -134,7 +134,7 @@ class Recovery:
             self._adopted.append(log)
             if not self._read_unread(log.segments, doubtful=False):
                 return False
-            log.release()
+            log.delete_finished()
         return self._read_unread(self._segments(), doubtful=True)
 
     def _read_unread(self, segments: Sequence[Segment], *, doubtful: bool) -> bool:
@@ -142,7 +142,7 @@ class Recovery:
         found = [s for s in segments if s.unread and s.doubtful == doubtful]
         return all(map(self._read, found))
 
-    def read_parked(self, deliver: Callable[[], None] | None = None) -> None:
+    def read_deferred(self, deliver: Callable[[], None] | None = None) -> None:
         """Read back what was left to the WAL alone, now that there is room and a database.
 
         Args:
@@ -150,17 +150,19 @@ class Recovery:
         """
         if not self._buffers.spacious() or not self._healthy():
             return
-        self.read_parked_at = time.monotonic()
-        adopted = [segment for segment in self._segments() if segment.parked and not segment.unread]
-        for segment in (*self._wal.take_parked(), *adopted):
+        self.read_deferred_at = time.monotonic()
+        adopted = [
+            segment for segment in self._segments() if segment.deferred and not segment.unread
+        ]
+        for segment in (*self._wal.take_deferred(), *adopted):
             if not self._read(segment, deliver):
                 return
 
     def _read(self, segment: Segment, deliver: Callable[[], None] | None = None) -> bool:
         """Let into memory what only the segment's file has; return False if we are to stop."""
-        parked = segment.parked[:]
-        wanted = None if segment.unread else {*parked}
-        missing = {*parked}
+        deferred = segment.deferred[:]
+        wanted = None if segment.unread else {*deferred}
+        missing = {*deferred}
         known = {entry.payload for entry in [*segment.pending]}
         entries = read_segment(segment, self._damaged)
         problem: OSError | None = None
@@ -188,8 +190,8 @@ class Recovery:
             return True
         segment.unread = False
         if missing:
-            self._lost(segment, sum(record in missing for record in parked))
-        self._wal.unpark(segment, len(parked))
+            self._lost(segment, sum(record in missing for record in deferred))
+        self._wal.forget_deferred(segment, len(deferred))
         return True
 
     def _readmit(
@@ -223,7 +225,7 @@ class Recovery:
                 break
         return waiting
 
-    def release(self) -> None:
+    def maintain(self) -> None:
         """Remove adopted files that are done; in an outage, give back those that are not ours yet.
 
         A log of which nothing is in our memory is complete in its files, and whoever adopts it
@@ -231,7 +233,7 @@ class Recovery:
         """
         outage = not self._healthy()
         for log in [*self._adopted]:
-            if log.release():
+            if log.delete_finished():
                 self._adopted.remove(log)
             elif outage and not log.pending:
                 self._adopted.remove(log)
@@ -243,7 +245,7 @@ class Recovery:
     def close(self) -> None:
         """Remove what is done; leave what is not to others."""
         for log in [*self._adopted]:
-            if log.release():
+            if log.delete_finished():
                 self._adopted.remove(log)
             log.abandon()
 

@@ -116,8 +116,8 @@ REPORTS: Final[Mapping[str, Kind]] = {
     "dlq_failed": Kind(
         _ERROR,
         "Could not write to the dead-letter queue: {reason}.",
-        "Left to the WAL: {parked}, left in memory: {left}. Look at the disk, and at dlq.max_files "
-        "and dlq.max_bytes.",
+        "Left to the WAL: {deferred}, left in memory: {left}. Look at the disk, and at "
+        "dlq.max_files and dlq.max_bytes.",
     ),
     "corrupt": Kind(
         _ERROR,

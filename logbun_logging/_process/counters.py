@@ -21,7 +21,7 @@ COUNTERS: Final = {
     "dead_lettered": "events written to the DLQ because inserting failed",
     "redelivered": "events inserted from the DLQ",
     "poisoned": "events in DLQ files that became .dead",
-    "parked": "events left to the WAL alone for a while, to bound memory",
+    "deferred": "events left to the WAL alone for a while, to bound memory",
     "recovered": "events read back from a WAL",
     "refused": "events without a tenant where one is required",
     "filtered": "events that a level or filter behind the queue has kept back",

@@ -12,7 +12,7 @@ from logbun_logging import AdapterUnavailableError
 from logbun_logging._process.counters import COUNTERS
 from tests.fakes import MemoryAdapter, SharedMemoryAdapter, wait_until
 
-FATES = ("dead_lettered", "spilled", "parked", "filtered", "dropped", "lost", "queued")
+FATES = ("dead_lettered", "spilled", "deferred", "filtered", "dropped", "lost", "queued")
 
 
 def balanced(stats):
@@ -182,7 +182,7 @@ def test_what_cannot_be_dead_lettered_is_tried_again(make_trail, make_logger, mo
         raise MemoryError
 
     monkeypatch.setattr(trail.pipeline.dlq, "put", fail)
-    monkeypatch.setattr(trail.pipeline.wal, "park", fail)
+    monkeypatch.setattr(trail.pipeline.wal, "defer", fail)
     log_each(log, ["t"] * 5)
     assert failed.wait(10)
     adapter.down = False

@@ -40,7 +40,7 @@ def test_an_outage_fills_a_few_files_however_many_tenants_there_are(make_trail, 
         audit.fire("a", tenant_id=f"t{number % 1000}", entity_id=str(number))
     assert trail.flush(30)
     stats = trail.stats()
-    assert (stats["dlq"]["pending_events"], stats["lost"], stats["wal"]["parked"]) == (3000, 0, 0)
+    assert (stats["dlq"]["pending_events"], stats["lost"], stats["wal"]["deferred"]) == (3000, 0, 0)
     assert any(file.envelope.mixed for file in trail.dlq.list())
     adapter.down = False
     assert wait_until(lambda: trail.run_maintenance() and len(adapter.events) == 3000, 30)
@@ -74,7 +74,7 @@ def test_databases_that_are_all_down_fill_a_few_files(make_trail, make_logger, m
 
     def outcome():
         stats = trail.stats()
-        return (stats["dlq"]["pending_events"], stats["lost"], stats["wal"]["parked"])
+        return (stats["dlq"]["pending_events"], stats["lost"], stats["wal"]["deferred"])
 
     assert wait_until(lambda: outcome() == (3000, 0, 0), 60), outcome()
     assert trail.stats()["dlq"]["pending"] < 60

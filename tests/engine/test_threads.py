@@ -154,14 +154,14 @@ def test_a_trail_without_threads_delivers_by_itself_and_gets_them_later(
     assert trail.stats()["accepted"] == len(adapter.events)
 
 
-def test_what_was_parked_is_delivered_where_there_are_no_threads(make_trail, make_logger, refuse):
+def test_what_was_deferred_is_delivered_where_there_are_no_threads(make_trail, make_logger, refuse):
     adapter = SharedMemoryAdapter()
     trail = make_trail(adapter=adapter, mode="durable", limits={"max_total_queued": 10})
     audit = AuditLogger(make_logger(trail.handler))
     refuse.append("logbun-")
     for number in range(100):
         audit.fire("a", entity_id=str(number))
-    assert trail.stats()["wal"]["parked"] == 90
+    assert trail.stats()["wal"]["deferred"] == 90
     assert trail.shutdown(20)
     assert len(adapter.events) == 100
 

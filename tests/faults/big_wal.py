@@ -70,7 +70,7 @@ def leave(folder, records, *, tenants=20):
         )
         wal.append(Entry(tenant, encode_event(event)))
         if number % 10_000 == 0:
-            wal.tidy()
+            wal.maintain()
     size = wal.usage()[1]
     wal.close()
     return size

@@ -57,7 +57,7 @@ class Result(NamedTuple):
     @property
     def away(self):
         """Events that went through the DLQ, or were left to the WAL for a while."""
-        return sum(self.stats[name] for name in ("dead_lettered", "spilled", "parked"))
+        return sum(self.stats[name] for name in ("dead_lettered", "spilled", "deferred"))
 
 
 def run(folder, *, mode, before, down, after, rate, hang=False, threads=4, tenants=10):

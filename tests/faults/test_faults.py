@@ -162,11 +162,11 @@ def test_what_is_left_to_the_wal_brings_nothing_else_back_with_it(make_trail, ma
     for number in range(3):
         audit.fire("poison", tenant_id=f"bad{number}")
         audit.fire("good", tenant_id="good")
-    assert wait_until(lambda: trail.stats()["wal"]["parked"] == 2, 20)
+    assert wait_until(lambda: trail.stats()["wal"]["deferred"] == 2, 20)
     assert wait_until(lambda: len(adapter.events) == 3, 20)
     assert not trail.flush(5)  # two have nowhere to go
     assert trail.run_maintenance()  # reads them back
-    assert wait_until(lambda: trail.stats()["wal"]["parked"] == 2, 20)
+    assert wait_until(lambda: trail.stats()["wal"]["deferred"] == 2, 20)
     stats = trail.stats()
     assert stats["recovered"] == 2
     assert stats["inserted"] == 3
@@ -354,7 +354,7 @@ def test_more_than_fits_into_memory_waits_in_the_wal(make_trail, make_logger):
         audit.fire("a", tenant_id=f"t{number % 7}", entity_id=str(number))
     stats = trail.stats()
     assert stats["queued"] <= 50
-    assert stats["parked"] >= 950
+    assert stats["deferred"] >= 950
     adapter.gate.set()
     assert trail.flush(30)
     assert len({event.entity_id for event in adapter.events.values()}) == 1_000
@@ -404,7 +404,7 @@ def test_a_database_and_a_dlq_that_both_fail_leave_events_to_the_wal(
     audit = audit_for(trail, make_logger)
     for number in range(20):
         audit.fire("a", tenant_id="t", entity_id=str(number))
-    assert wait_until(lambda: trail.stats()["parked"] == 20, 20)
+    assert wait_until(lambda: trail.stats()["deferred"] == 20, 20)
     assert trail.stats()["lost"] == 0
     adapter.down = False
     (tmp_path / "data" / "test" / "dlq").unlink()

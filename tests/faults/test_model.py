@@ -1,10 +1,10 @@
 """WAL, buffers, DLQ and recovery against a plain model, by random sequences of what can happen.
 
 The parts are the real ones, on real files, but without threads: the test is the listener, the flush
-worker, the keeper and the maintenance thread, and so it can do things in any order. The model is a
-dictionary of everything that was accepted. Recovery may be broken off at any record: by an outage,
-by an orderly end, by a kill. At every step each of those events is in the database or in a file
-that the next process would read; at the end, when every fault has been mended, each is in the
+worker, the WAL thread and the maintenance thread, and so it can do things in any order. The model
+is a dictionary of everything that was accepted. Recovery may be broken off at any record: by an
+outage, by an orderly end, by a kill. At every step each of those events is in the database or in a
+file that the next process would read; at the end, when every fault has been mended, each is in the
 database once.
 """
 
@@ -187,7 +187,7 @@ class Model(RuleBasedStateMachine):
             if admitted:
                 self.parts.buffers.put([entry])
             else:
-                assert self.parts.wal.park(entry)
+                assert self.parts.wal.defer(entry)
 
     # ── what the threads do ──
 
@@ -198,8 +198,8 @@ class Model(RuleBasedStateMachine):
         self.parts.flusher.run_here()
 
     @rule()
-    def tidy(self):
-        self.parts.wal.tidy()
+    def maintain_wal(self):
+        self.parts.wal.maintain()
 
     @rule()
     def seal(self):
@@ -244,8 +244,8 @@ class Model(RuleBasedStateMachine):
     @rule()
     def break_segment(self):
         """Let a write to the current segment fail: healing has to write everything anew."""
-        self.parts.wal._give_up(self.parts.wal._current, OSError("torn"))
-        self.parts.wal.tidy()
+        self.parts.wal._mark_failed(self.parts.wal._current, OSError("torn"))
+        self.parts.wal.maintain()
 
     @rule()
     def crash(self):
@@ -333,16 +333,16 @@ class Model(RuleBasedStateMachine):
             parts.die()
         self.others.clear()
         for _ in range(400):
-            self.parts.wal.tidy()
+            self.parts.wal.maintain()
             self.requeue()
             self.maintain()
             self.parts.buffers.make_all_due()
             self.deliver(400.0)
             if not self.on_disk():
                 return
-            if not self.parts.buffers.events and not self.parts.recovery.parked():
+            if not self.parts.buffers.events and not self.parts.recovery.deferred():
                 self.parts.wal._seal()
-                self.parts.wal.tidy()
+                self.parts.wal.maintain()
 
 
 Model.TestCase.settings = settings(

@@ -40,7 +40,7 @@ def locks_of(trail):
     yield trail_module._registry_lock
     yield parts._lifecycle
     yield parts.redelivery._pass_lock
-    yield parts.wal._keep_lock
+    yield parts.wal._files_lock
     yield parts.wal._sync_lock
     yield parts.wal._swap_lock
     yield parts.wal._pending_lock

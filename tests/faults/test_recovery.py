@@ -1,4 +1,4 @@
-"""What brings events back: recovery, parked records, DLQ scans; and what must not stop it."""
+"""What brings events back: recovery, deferred records, DLQ scans; and what must not stop it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_folder_cut_or_damaged_anywhere_is_recovered_but_for_the_damaged_recor
         assert [payload for payload in back if payload in expected] == expected
         assert len(back) <= len(expected) + 1, "the damage may be in the last newline alone"
         log.segments[0].pending.clear()
-        assert log.release()
+        assert log.delete_finished()
 
 
 def test_recovered_events_stay_in_the_wal_while_the_database_is_down(
@@ -107,7 +107,7 @@ def test_recovered_events_stay_in_the_wal_while_the_database_is_down(
     assert wait_until(trail.pipeline.opened.is_set)
 
 
-def test_what_is_parked_while_its_segment_is_being_read_is_not_forgotten(
+def test_what_is_deferred_while_its_segment_is_being_read_is_not_forgotten(
     make_trail, leave_behind, folder
 ):
     leave_behind(payloads(300), payloads(300, 300))
@@ -118,12 +118,12 @@ def test_what_is_parked_while_its_segment_is_being_read_is_not_forgotten(
     trail = make_trail(adapter=adapter, mode="durable", retry={**QUICK, "max_retries": 0})
     assert trail.ready()
     trail.flush(5)
-    assert wait_until(lambda: trail.stats()["wal"]["parked"] > 0, 20)
+    assert wait_until(lambda: trail.stats()["wal"]["deferred"] > 0, 20)
     assert not trail.flush(0.3), "it keeps to its time, and says that not everything is delivered"
     adapter.down = False
     (folder / "dlq").unlink()
     assert wait_until(lambda: len(adapter.events) == 600, 30)
-    assert wait_until(lambda: trail.stats()["wal"]["parked"] == 0)
+    assert wait_until(lambda: trail.stats()["wal"]["deferred"] == 0)
     assert wait_until(lambda: len(list((folder / "wal").iterdir())) == 1)
 
 
@@ -380,7 +380,7 @@ def test_a_log_that_was_given_back_is_taken_again_before_the_next_scan(
 
 
 @pytest.mark.parametrize("damage", ["cut to nothing", "cut in half", "removed"])
-def test_parked_records_that_their_file_has_no_more_are_lost_and_reported(
+def test_deferred_records_that_their_file_has_no_more_are_lost_and_reported(
     make_trail, make_logger, folder, damage
 ):
     adapter = SharedMemoryAdapter()
@@ -395,7 +395,7 @@ def test_parked_records_that_their_file_has_no_more_are_lost_and_reported(
     audit = AuditLogger(make_logger(trail.handler))
     for number in range(200):
         audit.fire("a", tenant_id="t", entity_id=str(number))
-    assert trail.stats()["wal"]["parked"] == 150
+    assert trail.stats()["wal"]["deferred"] == 150
     (file,) = (folder / "wal").glob("*/current.aof")
     if damage == "removed":
         file.unlink()

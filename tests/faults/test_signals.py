@@ -44,14 +44,14 @@ def _ring_the_queue(folder):
     yield lambda: queue.put_nowait(None)
 
 
-def _ring_the_keeper(folder):
+def _ring_the_wal_thread(folder):
     writer = WalWriter(folder, "interval", WalOptions(), lambda *_: None)
     writer.open()
-    yield lambda: writer._give_up(Segment(None), OSError("full"))
+    yield lambda: writer._mark_failed(Segment(None), OSError("full"))
     writer.close()
 
 
-@pytest.mark.parametrize("rings", [_ring_the_queue, _ring_the_keeper])
+@pytest.mark.parametrize("rings", [_ring_the_queue, _ring_the_wal_thread])
 def test_a_signal_handler_may_log_while_another_thread_is_woken(tmp_path, rings):
     interrupted = set()
     for ring in rings(tmp_path):

@@ -245,7 +245,7 @@ def test_what_comes_after_the_end_is_counted_as_lost_while_the_disk_takes_nothin
     trail.options.folder.write_text("where the folder should be")
     log.info("late")
     stats = trail.stats()
-    assert (stats["accepted"], stats["lost"], stats["wal"]["parked"]) == (1, 1, 0)
+    assert (stats["accepted"], stats["lost"], stats["wal"]["deferred"]) == (1, 1, 0)
     trail.options.folder.unlink()
     logged = 1
 
@@ -253,7 +253,7 @@ def test_what_comes_after_the_end_is_counted_as_lost_while_the_disk_takes_nothin
         nonlocal logged
         log.info("later")
         logged += 1
-        return trail.stats()["wal"]["parked"]
+        return trail.stats()["wal"]["deferred"]
 
     assert wait_until(taken)
     following = make_trail(mode="durable", adapter=SharedMemoryAdapter())

@@ -66,7 +66,7 @@ def recover(folder):
             for found in read_segment(segment, lambda *what: damaged.append(what)):
                 payloads.append(found.payload)
                 segment.pending.pop(found)
-        assert log.release()
+        assert log.delete_finished()
     return payloads, damaged
 
 
@@ -157,7 +157,7 @@ def test_a_dead_process_s_records_come_back_in_order(make_wal, tmp_path):
     for number, found in enumerate(entries):
         assert wal.append(found)
         if number % 10 == 0:
-            wal.tidy()
+            wal.maintain()
     assert wal.usage()[0] > 3
     wal.abandon()  # what the kernel does when the process dies
     wal._segments = []
@@ -194,17 +194,17 @@ def test_acknowledged_segments_go_and_others_stay(make_wal, tmp_path):
     first = [entry(number, 300) for number in range(20)]
     for found in first:
         wal.append(found)
-    wal.tidy()
+    wal.maintain()
     second = [entry(number, 300) for number in range(20)]
     for found in second:
         wal.append(found)
-    wal.tidy()
+    wal.maintain()
     wal.acknowledge(second)
     wal.acknowledge(first[1:])
-    wal.tidy()
+    wal.maintain()
     assert len(list((tmp_path / "wal").glob("*/seg-*.aof"))) == 1
     wal.acknowledge(first)
-    wal.tidy()
+    wal.maintain()
     assert list((tmp_path / "wal").glob("*/seg-*.aof")) == []
 
 
@@ -221,7 +221,7 @@ def test_appends_of_many_threads_while_segments_change_are_all_there(make_wal, t
     wal = make_wal(segment_bytes=4096)
     entries = [[entry(n) for n in range(500)] for _ in range(4)]
     wal.start(start_thread)
-    wal.poke()
+    wal.wake()
 
     def work(mine):
         for found in mine:
@@ -231,7 +231,7 @@ def test_appends_of_many_threads_while_segments_change_are_all_there(make_wal, t
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        wal.tidy()
+        wal.maintain()
     wal.close()
     payloads, damaged = recover(tmp_path / "wal")
     assert sorted(payloads) == sorted(found.payload for mine in entries for found in mine)
@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_written_is_left_and_its_entries_are_written_again
     bad, after = entry(2), entry(3)
     assert not wal.append(bad)
     assert not wal.append(after)
-    wal.tidy()
+    wal.maintain()
     assert wal.append(entry(4))
     assert [type(error).__name__ for error, _ in wal.failures] == ["OSError"]
     assert wal.failures[0][1] == 2
@@ -263,10 +263,10 @@ def test_a_read_only_folder_is_survived_and_healed(make_wal, tmp_path):
     wal = make_wal(folder=folder)
     waiting = entry(1)
     assert not wal.append(waiting)
-    wal.tidy()
+    wal.maintain()
     assert wal.failures
     folder.unlink()
-    wal.tidy()
+    wal.maintain()
     assert wal.append(entry(2))
     assert wal.keeps(waiting)
 
@@ -312,23 +312,23 @@ def test_concurrent_commits_share_syncs(make_wal, monkeypatch):
 def test_who_must_not_block_is_called_back(make_wal):
     wal = make_wal("always")
     wal.start(start_thread)
-    wal.poke()
+    wal.wake()
     outcomes = []
     wal.append(entry(1))
     wal.notify(outcomes.append)
     assert wait_until(lambda: outcomes == [True])
 
 
-def test_parked_records_are_read_back(make_wal):
+def test_deferred_records_are_read_back(make_wal):
     wal = make_wal()
     found = entry(1)
     wal.append(found)
-    assert wal.park(found)
-    assert wal.parked() == 1
-    (segment,) = wal.take_parked()
-    assert len(segment.parked) == 1
+    assert wal.defer(found)
+    assert wal.deferred() == 1
+    (segment,) = wal.take_deferred()
+    assert len(segment.deferred) == 1
     assert not segment.finished
-    assert not wal.park(entry(2))
+    assert not wal.defer(entry(2))
 
 
 def test_nobody_waits_for_ever_for_the_rescue_of_a_failed_sync(make_wal, monkeypatch):
@@ -339,16 +339,16 @@ def test_nobody_waits_for_ever_for_the_rescue_of_a_failed_sync(make_wal, monkeyp
     held, done = threading.Event(), threading.Event()
 
     def keep():
-        with wal._keep_lock:
+        with wal._files_lock:
             held.set()
             done.wait(30)
 
-    keeper = threading.Thread(target=keep)
-    keeper.start()
+    thread = threading.Thread(target=keep)
+    thread.start()
     held.wait(30)
     assert not wal.commit()
     done.set()
-    keeper.join()
+    thread.join()
 
 
 def test_what_waits_in_the_file_alone_counts_for_the_oldest(make_wal):
@@ -356,7 +356,7 @@ def test_what_waits_in_the_file_alone_counts_for_the_oldest(make_wal):
     first, second = entry(1), entry(2)
     wal.append(first)
     wal.append(second)
-    assert wal.park(first)
+    assert wal.defer(first)
     wal.acknowledge([second])
     assert wal.usage()[2] == decode_event(first.payload).created_at
 
@@ -368,15 +368,15 @@ def test_a_heal_that_cannot_be_synced_takes_nothing_from_the_old_file(
     found = entry(1)
     wal.append(found)
     assert wal.commit()
-    wal._give_up(wal._current, OSError("torn"))
+    wal._mark_failed(wal._current, OSError("torn"))
     real = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(5, "EIO")))
-    wal.tidy()
+    wal.maintain()
     (file,) = (tmp_path / "wal").glob("*/*.aof")
     assert found.payload in file.read_bytes()
     assert not wal.commit()
     monkeypatch.setattr(os, "fdatasync", real)
-    wal.tidy()
+    wal.maintain()
     (file,) = (tmp_path / "wal").glob("*/*.aof")
     assert file.name == "current.aof"
     assert found.payload in file.read_bytes()
@@ -407,26 +407,26 @@ def test_a_sealed_file_that_cannot_be_synced_is_rescued_before_the_callers_go_on
     assert late.segment.file.number in synced, "what was healthy has been synced as well"
 
 
-def test_parked_records_of_a_file_that_failed_are_copied_too(make_wal):
+def test_deferred_records_of_a_file_that_failed_are_copied_too(make_wal):
     wal = make_wal("always")
-    parked, pending = entry(1), entry(2)
-    for found in (parked, pending):
+    deferred, pending = entry(1), entry(2)
+    for found in (deferred, pending):
         wal.append(found)
-    assert wal.park(parked)
-    wal._give_up(wal._current, OSError("torn"))
-    wal.tidy()
-    assert wal.parked() == 1
-    (segment,) = wal.take_parked()
-    assert {parked.payload, pending.payload} == set(whole(segment.path.read_bytes()))
+    assert wal.defer(deferred)
+    wal._mark_failed(wal._current, OSError("torn"))
+    wal.maintain()
+    assert wal.deferred() == 1
+    (segment,) = wal.take_deferred()
+    assert {deferred.payload, pending.payload} == set(whole(segment.path.read_bytes()))
 
 
 def test_a_disk_that_stays_full_is_not_littered(make_wal, tmp_path, monkeypatch):
     wal = make_wal("interval")
     assert wal.append(entry(1))
-    wal._give_up(wal._current, OSError("full"))
+    wal._mark_failed(wal._current, OSError("full"))
     monkeypatch.setattr(os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(28, "ENOSPC")))
     for _ in range(20):
-        wal.tidy()
+        wal.maintain()
         assert not wal.append(entry(2))
     assert len(list((tmp_path / "wal").glob("*/*.aof"))) == 1
 
@@ -442,8 +442,8 @@ def test_a_thread_stopped_before_its_write_never_writes_to_another_file(
 
     def write(descriptor, line):
         if descriptor == number and not victim.exists():
-            wal._give_up(first, OSError("another thread's write failed"))
-            wal.tidy()  # heals and deletes: the file's number could be given to another
+            wal._mark_failed(first, OSError("another thread's write failed"))
+            wal.maintain()  # heals and deletes: the file's number could be given to another
             victim.touch()
             opened = os.open(victim, os.O_WRONLY)
             try:
@@ -495,12 +495,12 @@ def test_a_late_write_to_a_sealed_file_is_synced_before_any_newer_file(late_appe
         synced.append(late.payload in older.path.read_bytes())
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
-    tidying = threading.Thread(target=wal.tidy)
-    tidying.start()
+    maintaining = threading.Thread(target=wal.maintain)
+    maintaining.start()
     assert wait_until(lambda: older.sealed)
     assert synced == []
     go.set()
-    tidying.join()
+    maintaining.join()
     assert synced == [True, True], "the older file, closed then, and the current one"
     assert older.file is None
 
@@ -512,12 +512,12 @@ def test_a_thread_that_stays_late_stops_no_sync_and_has_its_file_synced_afterwar
     monkeypatch.setattr("logbun_logging._storage.wal.writer._LATE", 0.0)
     older, real, synced = wal._current, os.fdatasync, []
     monkeypatch.setattr(os, "fdatasync", lambda fd: (real(fd), synced.append(fd)))
-    wal.tidy()
+    wal.maintain()
     assert synced == [older.file.number, wal._current.file.number]
     assert not wal._quiet()
     go.set()
     assert wait_until(lambda: not older.late)
-    wal.tidy()
+    wal.maintain()
     assert older.file is None
     assert late.payload in older.path.read_bytes()
 
@@ -531,7 +531,7 @@ def test_one_record_keeps_its_own_segment_and_no_other(make_wal, tmp_path):
         wal.append(found)
         wal.acknowledge([found])
         if number % 10 == 0:
-            wal.tidy()
+            wal.maintain()
     assert wal._number > 20
     assert len(list((tmp_path / "wal").glob("*/*.aof"))) <= 2
     assert stuck.payload in next((tmp_path / "wal").glob("*/seg-000001.aof")).read_bytes()
@@ -584,9 +584,9 @@ def test_a_file_that_cannot_be_deleted_is_tried_again(make_wal, monkeypatch):
         patched.setattr(
             "pathlib.Path.unlink", lambda *a, **k: (_ for _ in ()).throw(OSError(30, "EROFS"))
         )
-        wal.tidy()
+        wal.maintain()
         assert wal.usage()[0] == 2
-    wal.tidy()
+    wal.maintain()
     assert wal.usage()[0] == 1
     assert wal.failures
 
@@ -597,8 +597,8 @@ def test_an_entry_that_healing_moved_while_it_was_claimed_is_pending_once(make_w
     first = wal._current
     found.segment = first
     first.pending[found] = None  # claimed, and stopped there
-    wal._give_up(first, OSError("torn"))
-    wal.tidy()
+    wal._mark_failed(first, OSError("torn"))
+    wal.maintain()
     moved_to = found.segment
     assert moved_to is wal._current
     wal._withdraw(found)
@@ -612,7 +612,7 @@ def test_an_error_that_another_thread_s_sync_was_told_is_not_missed_by_the_heal(
     found = entry(1)
     wal.append(found)
     before = wal._current
-    wal._give_up(before, OSError("torn"))
+    wal._mark_failed(before, OSError("torn"))
     copy = writer.copy_entries
 
     def copy_while_another_thread_syncs(*arguments):
@@ -654,7 +654,7 @@ def test_what_is_in_memory_alone_is_not_forgotten_when_it_cannot_be_synced(tmp_p
         assert not wal.append(found)
         assert not wal.commit()
     (tmp_path / "wal").unlink()
-    wal.tidy()
+    wal.maintain()
     assert all(wal.keeps(found) for found in entries)
     wal.abandon()
     payloads, _ = recover(tmp_path / "wal")
@@ -722,9 +722,9 @@ def test_a_round_whose_leader_is_gone_does_not_hold_up_the_next(monkeypatch):
 
 
 def look_now(wal):
-    """Let the keeper look at the files' names at its next round."""
+    """Let the WAL thread look at the files' names at its next round."""
     wal._looked_at = -writer._NAME_LOOK
-    wal.tidy()
+    wal.maintain()
 
 
 def remove(folder):
@@ -753,7 +753,7 @@ def test_a_log_that_is_taken_away_is_made_anew_with_all_that_waits(
     entries = [entry(number, 300) for number in range(30)]
     for found in entries:
         wal.append(found)
-        wal.tidy()
+        wal.maintain()
     assert wal.usage()[0] > 2
     where = {
         "data": wal.instance.parent.parent,
@@ -790,7 +790,7 @@ def test_a_full_file_of_a_folder_that_is_gone_is_followed_by_one_in_a_new_folder
     remove(tmp_path / "wal")
     found = entry(1, 5000)
     wal.append(found)
-    wal.tidy()
+    wal.maintain()
     assert wal.instance != first
     assert wal.append(entry(2))
     look_now(wal)
@@ -813,13 +813,13 @@ def test_a_file_system_without_locks_costs_nothing_and_is_told_once_for_a_while(
         for _ in range(50):
             assert not wal.append(waiting)
             assert not wal.commit()
-            wal.tidy()
+            wal.maintain()
         assert len(os.listdir("/proc/self/fd")) == before
         assert list((tmp_path / "wal").iterdir()) == []
         assert 1 <= len(wal.failures) <= 5
         assert all("data_dir has to be on a local disk" in str(error) for error, _ in wal.failures)
     wal._instance._try_at = 0.0
-    wal.tidy()
+    wal.maintain()
     assert wal.keeps(waiting)
     assert wal.commit()
 
@@ -832,7 +832,7 @@ def test_beyond_its_bound_the_log_takes_nothing_until_there_is_room(make_wal, tm
     for number in range(60):
         found = entry(number, 300)
         (written if wal.append(found) else waiting).append(found)
-        wal.tidy()
+        wal.maintain()
     assert waiting
     assert 20_000 <= wal.usage()[1] < 25_000
     ((used, limit),) = warned
@@ -844,8 +844,8 @@ def test_beyond_its_bound_the_log_takes_nothing_until_there_is_room(make_wal, tm
     assert all(map(wal.keeps, written))
     assert not wal.commit()
     wal.acknowledge(written)
-    wal.tidy()
-    wal.tidy()
+    wal.maintain()
+    wal.maintain()
     assert all(map(wal.keeps, waiting))
     assert wal.commit()
 
@@ -855,54 +855,54 @@ def test_a_full_log_still_rescues_what_a_failed_file_holds(make_wal):
     entries = [entry(number, 300) for number in range(40)]
     for found in entries:
         wal.append(found)
-        wal.tidy()
+        wal.maintain()
     (broken, *_) = [found.segment for found in entries if found.segment.path]
-    wal._give_up(broken, OSError("EIO"))
-    wal.tidy()
+    wal._mark_failed(broken, OSError("EIO"))
+    wal.maintain()
     assert all(found.segment is not broken for found in entries)
 
 
-def test_removals_are_synced_together_by_the_keeper(make_wal, monkeypatch):
+def test_removals_are_synced_together_by_the_wal_thread(make_wal, monkeypatch):
     wal = make_wal("always", segment_bytes=4096, sync_interval=60.0)
     folders = []
     monkeypatch.setattr("logbun_logging._storage.wal.instance.sync_folder", folders.append)
     entries = [entry(number, 300) for number in range(60)]
     for found in entries:
         wal.append(found)
-        wal.tidy()
+        wal.maintain()
     wal.acknowledge(entries)
-    wal.tidy()
+    wal.maintain()
     assert wal.usage()[0] == 1
     assert not wal._quiet()
     assert folders == []
     wal._removed_at -= 60.0
-    wal.tidy()
+    wal.maintain()
     assert folders == [wal.instance]
     assert wal._quiet()
 
 
-def test_the_keeper_sleeps_while_nothing_is_appended_and_misses_nothing(make_wal):
+def test_the_wal_thread_sleeps_while_nothing_is_appended_and_misses_nothing(make_wal):
     wal = make_wal("interval", segment_bytes=4096, sync_interval=0.01)
     looks = []
-    tidy = wal.tidy
-    wal.tidy = lambda: (looks.append(1), tidy())
+    maintain = wal.maintain
+    wal.maintain = lambda: (looks.append(1), maintain())
     wal.start(start_thread)
     entries = [entry(number, 300) for number in range(60)]
     for found in entries:
         wal.append(found)
-    wal.poke()
+    wal.wake()
     wal.acknowledge(entries[:-1])
-    wal.poke()
+    wal.wake()
     wal.acknowledge(entries)
-    wal.poke()
+    wal.wake()
     assert wait_until(lambda: wal.usage()[0] == 1)
     assert wait_until(lambda: wal._rested is not None and wal._rested == wal._state())
     for _ in range(100):
-        wal.poke()
+        wal.wake()
     assert wait_until(wal._wake._rings.empty)
     before = len(looks)
     last = entry(61)
     wal.append(last)
-    wal.poke()
+    wal.wake()
     assert wait_until(lambda: len(looks) > before)
     wal.acknowledge([last])

@@ -112,7 +112,7 @@ class InstanceFolder:
             with suppress(OSError):  # then it is delivered once more
                 sync_folder(self.path)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Remove the folder if it is empty, and give it up."""
         if self.path is not None:
             try:

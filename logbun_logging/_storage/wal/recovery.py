@@ -91,14 +91,14 @@ class AdoptedLog:
             first = _first_created(file)
             segment.doubtful = first is None
             if segment is self.segments[0]:
-                segment.parked_since = first
+                segment.deferred_since = first
 
     @property
     def pending(self) -> bool:
         """Some of it is in memory."""
         return any(segment.pending for segment in self.segments)
 
-    def release(self) -> bool:
+    def delete_finished(self) -> bool:
         """Delete the segments that are finished, and the folder after the last; return if it is.
 
         The folder is synced then: were a file to come back after a power cut, its events would come

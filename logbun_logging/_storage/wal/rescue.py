@@ -20,10 +20,10 @@ __all__ = ["copy_entries", "move_entries"]
 
 
 class Copy(NamedTuple):
-    """What a new file has of an old one: the entries, and the hashes of parked records."""
+    """What a new file has of an old one: the entries, and the hashes of deferred records."""
 
     entries: frozenset[Entry]
-    parked: frozenset[int]
+    deferred: frozenset[int]
 
 
 def copy_entries(
@@ -31,23 +31,23 @@ def copy_entries(
 ) -> Copy:
     """Write everything that only *source* has to *target* as well."""
     with pending_lock:
-        parked = frozenset(source.parked)
+        deferred = frozenset(source.deferred)
     entries = list(source.pending)
     lines = [encode_line(entry.payload) for entry in entries]
-    if parked and source.path is not None:
+    if deferred and source.path is not None:
         known = {hash(entry.payload) for entry in entries}
         found: dict[int, bytes] = {}
         with suppress(OSError), os.fdopen(open_regular(source.path), "rb") as file:
             found = {
                 hash(data): encode_line(data)
                 for data, whole in read_records(file)
-                if whole and hash(data) in parked and hash(data) not in known
+                if whole and hash(data) in deferred and hash(data) not in known
             }
         lines += found.values()
-        parked &= known.union(found)  # the rest stays, to be read back and reported
+        deferred &= known.union(found)  # the rest stays, to be read back and reported
     for line in lines:
         _write_all(target, line)
-    return Copy(frozenset(entries), parked)
+    return Copy(frozenset(entries), deferred)
 
 
 def move_entries(
@@ -55,12 +55,14 @@ def move_entries(
 ) -> None:
     """Make *target* the home of what *source* has; write what came after the copy."""
     with pending_lock:
-        moved = array("q", (record for record in source.parked if record in copy.parked))
+        moved = array("q", (record for record in source.deferred if record in copy.deferred))
         if moved:
-            rest = (record for record in source.parked if record not in copy.parked)
-            source.parked = array("q", rest)
-            target.parked += moved
-            target.parked_since = min(filter(None, (source.parked_since, target.parked_since)))
+            rest = (record for record in source.deferred if record not in copy.deferred)
+            source.deferred = array("q", rest)
+            target.deferred += moved
+            target.deferred_since = min(
+                filter(None, (source.deferred_since, target.deferred_since))
+            )
     while source.pending:
         entries = list(source.pending)
         for entry in entries:

@@ -49,16 +49,16 @@ class Segment:
 
     Appending threads add to :attr:`pending` without a lock (one dict operation is atomic), the
     writer's owner removes under its own. A segment may be deleted when it is sealed and read, and
-    nothing is pending or parked.
+    nothing is pending or deferred.
 
     Attributes:
         path: the file; None for a segment that keeps entries in memory while no file can be
             written.
         file: open for appending; None when there is none.
         pending: entries in memory that are not acknowledged, oldest first.
-        parked: hashes of the records whose only copy is this file; they have to be read back. Eight
-            bytes each, and what else is in the file is not delivered again.
-        parked_since: when the first of those was created, or the first record of an unread file.
+        deferred: hashes of the records whose only copy is this file; they have to be read back.
+            Eight bytes each, and what else is in the file is not delivered again.
+        deferred_since: when the first of those was created, or the first record of an unread file.
         sealed: nothing is appended any more.
         unread: left by a dead process, and not read to its end yet.
         doubtful: it does not begin with a record: it may be anything, of any size.
@@ -68,11 +68,11 @@ class Segment:
     """
 
     __slots__ = (
+        "deferred",
+        "deferred_since",
         "doubtful",
         "failed",
         "file",
-        "parked",
-        "parked_since",
         "path",
         "pending",
         "sealed",
@@ -87,8 +87,8 @@ class Segment:
         self.path = path
         self.file = file
         self.pending: dict[Entry, None] = {}
-        self.parked = array("q")
-        self.parked_since: str | None = None
+        self.deferred = array("q")
+        self.deferred_since: str | None = None
         self.sealed = unread
         self.unread = unread
         self.doubtful = False
@@ -99,7 +99,7 @@ class Segment:
     @property
     def finished(self) -> bool:
         """Nothing needs this file any more."""
-        return self.sealed and not self.unread and not self.pending and not self.parked
+        return self.sealed and not self.unread and not self.pending and not self.deferred
 
     def seal(self) -> None:
         """Note that nothing is appended any more, but by those who have claimed a place."""
@@ -137,20 +137,20 @@ class Segment:
         except OSError:
             return 0
 
-    def park(self, payload: bytes) -> None:
+    def defer(self, payload: bytes) -> None:
         """Note that from now on the file alone has a record."""
-        if not self.parked:
-            self.parked_since = decode_event(payload).created_at
-        self.parked.append(hash(payload))
+        if not self.deferred:
+            self.deferred_since = decode_event(payload).created_at
+        self.deferred.append(hash(payload))
 
     def oldest(self) -> str | None:
-        """Return when the oldest event was created that is pending or parked."""
-        parked = self.parked_since if self.parked or self.unread else None
+        """Return when the oldest event was created that is pending or deferred."""
+        deferred = self.deferred_since if self.deferred or self.unread else None
         while self.pending:
             with suppress(RuntimeError, StopIteration):  # another thread appended just now
                 pending = decode_event(next(iter(self.pending)).payload).created_at
-                return min(parked, pending) if parked else pending
-        return parked
+                return min(deferred, pending) if deferred else pending
+        return deferred
 
     def delete(self) -> None:
         """Remove the file."""

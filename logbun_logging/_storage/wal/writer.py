@@ -3,7 +3,7 @@
 :meth:`WalWriter.append` runs on the application's threads and takes no lock: it claims a place in
 the current segment, makes sure that the segment is still current, and writes one line to a file
 that is open with ``O_APPEND``, which the kernel keeps whole. Everything else runs on the writer's
-own thread, the keeper: syncs under ``fsync="interval"``, sealing, deleting, and healing after
+own thread, the WAL thread: syncs under ``fsync="interval"``, sealing, deleting, and healing after
 errors.
 
 After a failed write or sync a segment is never trusted again: the kernel may have dropped the pages
@@ -38,16 +38,16 @@ from logbun_logging.options import FsyncPolicy, WalOptions
 
 __all__ = ["WalRemovedError", "WalWriter"]
 
-#: How often the keeper looks at the size of the segment while events come in, in seconds.
+#: How often the WAL thread looks at the size of the segment while events come in, in seconds.
 _TICK = 0.05
 
-#: A thread that claimed a place just before sealing still writes to the sealed file. The keeper
+#: A thread that claimed a place just before sealing still writes to the sealed file. The WAL thread
 #: waits so long for it, in seconds, before it syncs that file, and any newer one after it: else a
 #: power cut could take the late record, and not the thread's next ones. A thread takes longer only
 #: if it is stopped, or left its frame in a traceback; then the file takes part in each sync.
 _LATE = 0.5
 
-#: How often the keeper looks whether such a thread has written, in seconds.
+#: How often the WAL thread looks whether such a thread has written, in seconds.
 _LOOK = 0.001
 
 #: A file smaller than this is not worth replacing when everything in it is acknowledged.
@@ -59,7 +59,7 @@ _TRIES = 3
 #: How long a caller waits for its turn at that, in seconds.
 _RESCUE = 5.0
 
-#: How often the keeper looks whether the files' names still stand for them, in seconds.
+#: How often the WAL thread looks whether the files' names still stand for them, in seconds.
 _NAME_LOOK = 1.0
 
 #: The part of ``wal.max_bytes`` that is reported, and the part below which it may be once more.
@@ -80,7 +80,7 @@ class WalWriter:
         folder: the namespace's ``wal`` folder.
         fsync: ``"always"``, ``"interval"`` or ``"never"``.
         options: sizes and times.
-        failed: called on the keeper's thread, or on that which calls :meth:`close`, with an error
+        failed: called on the WAL thread, or on that which calls :meth:`close`, with an error
             and the number of events that were kept in memory only because of it.
         nearly_full: called there with the bytes in files and ``max_bytes`` when they come near it.
         prepare: returns what is entered while this process's folder is made.
@@ -108,23 +108,23 @@ class WalWriter:
         )  # guards replacing _current; held for a few instructions
         self._pending_lock = threading.RLock()  # guards leaving and changing segments
         self._sync_lock = threading.RLock()  # an error is reported to one sync of a file alone
-        self._keep_lock = threading.RLock()  # guards the list of segments and all file operations
+        self._files_lock = threading.RLock()  # guards the list of segments and all file operations
         self._segments: list[Segment] = []
         self._number = 0
         self._missed = 0
         self._error: OSError | None = None
-        # The keeper's, under the keep lock:
+        # The WAL thread's, under the files lock:
         self._synced_at = time.monotonic()
         self._looked_at = time.monotonic()
         self._removed_at: float | None = None  # since when a removal has not been synced
         self._warned = False  # of the files' size
         self._synced: tuple[Segment, int] | None = None  # the current one, and its size then
-        #: As it was when there was nothing to do; the keeper alone writes it.
+        #: As it was when there was nothing to do; the WAL thread alone writes it.
         self._rested: tuple[Segment, int, int] | None = None
         self._wake = Wakeup()
         self._closed = False
         self._ended = False
-        self._keeper: WorkerThread | None = None  # written by start alone
+        self._thread: WorkerThread | None = None  # written by start alone
         self._group = GroupCommit(self._sync_for_group, self._wake.ring)
 
     # ── the application's threads ──
@@ -148,7 +148,7 @@ class WalWriter:
                 error = OSError("short write")
             except OSError as caught:
                 error = caught
-            self._give_up(segment, error)
+            self._mark_failed(segment, error)
         self._missed += 1  # an approximate figure for the report; the exact one is counted above us
         return False
 
@@ -159,15 +159,15 @@ class WalWriter:
     def notify(self, callback: Callable[[bool], None]) -> None:
         """Under ``fsync="always"``: call *callback* once everything appended before is on disk."""
         self._group.notify(callback)
-        if self._ended:  # there is no keeper any more
+        if self._ended:  # there is no WAL thread any more
             self._group.lead()
 
     def _withdraw(self, entry: Entry) -> None:
         with self._pending_lock:  # healing may have moved it meanwhile
             entry.segment.pending.pop(entry, None)
 
-    def _give_up(self, segment: Segment, error: OSError) -> None:
-        """Keep entries in memory from now on, until the keeper has a file that can be written."""
+    def _mark_failed(self, segment: Segment, error: OSError) -> None:
+        """Keep entries in memory until the WAL thread has a file that can be written."""
         segment.failed = True
         self._error = error
         with self._swap_lock:
@@ -183,7 +183,7 @@ class WalWriter:
 
         A failure is reported and mended in the background; entries stay in memory until then.
         """
-        with self._keep_lock:
+        with self._files_lock:
             self._heal()
 
     @property
@@ -197,11 +197,11 @@ class WalWriter:
         return self._instance.path
 
     def start(self, start_thread: Callable[[str, Callable[[], None]], WorkerThread]) -> None:
-        """Start the keeper's thread."""
-        self._keeper = start_thread("logbun-wal", self._keep)
+        """Start the WAL thread."""
+        self._thread = start_thread("logbun-wal", self._run)
 
-    def poke(self) -> None:
-        """Tell the keeper that there may be work: called by the listener, never by a caller.
+    def wake(self) -> None:
+        """Tell the WAL thread that there may be work: called by the listener, never by a caller.
 
         It is let sleep while all is as it was when it found nothing to do.
         """
@@ -212,7 +212,7 @@ class WalWriter:
     def _state(self) -> tuple[Segment, int, int]:
         """Return what changes when something is appended, or read back from the file."""
         current = self._current
-        return current, current.size(), len(current.parked)
+        return current, current.size(), len(current.deferred)
 
     def acknowledge(self, entries: Iterable[Entry]) -> None:
         """Let go of *entries*: they are in the database or the DLQ."""
@@ -223,41 +223,42 @@ class WalWriter:
                     segment.pending.pop(entry, None)
                     entry.segment = None
 
-    def park(self, entry: Entry) -> bool:
+    def defer(self, entry: Entry) -> bool:
         """Leave *entry* to the file alone; return False if there is no file that has it."""
         with self._pending_lock:
             segment: Segment | None = entry.segment
             if segment is None or segment.failed:
                 return False
             if entry in segment.pending:
-                segment.park(entry.payload)  # first: a segment with neither is deleted
+                segment.defer(entry.payload)  # first: a segment with neither is deleted
                 del segment.pending[entry]
                 entry.segment = None
             return True
 
-    def unpark(self, segment: Segment, records: int) -> None:
-        """Note that the first *records* of what was parked in *segment* are in memory again."""
+    def forget_deferred(self, segment: Segment, records: int) -> None:
+        """Note that the first *records* of what was deferred in *segment* are in memory again."""
         with self._pending_lock:
-            del segment.parked[:records]
+            del segment.deferred[:records]
 
     def keeps(self, entry: Entry) -> bool:
         """Tell whether a file has *entry*, so that the next start will find it."""
         segment: Segment | None = entry.segment
         return segment is not None and not segment.failed
 
-    def take_parked(self) -> list[Segment]:
-        """Return the sealed segments with parked records, after sealing the current one if need be.
+    def take_deferred(self) -> list[Segment]:
+        """Return the sealed segments with deferred records; seal the current one if it has some.
 
-        The caller reads them back, marks what it re-admits as pending, and calls ``unpark`` then.
+        The caller reads them back, marks what it re-admits as pending, and then calls
+        :meth:`forget_deferred`.
         """
-        with self._keep_lock:
-            if self._current.parked:
+        with self._files_lock:
+            if self._current.deferred:
                 self._seal()
-            return [s for s in self._segments if s.sealed and s.parked and not s.failed]
+            return [s for s in self._segments if s.sealed and s.deferred and not s.failed]
 
-    def parked(self) -> int:
+    def deferred(self) -> int:
         """Return how many records have to be read back."""
-        return sum(len(segment.parked) for segment in [*self._segments])
+        return sum(len(segment.deferred) for segment in [*self._segments])
 
     def usage(self) -> tuple[int, int, str | None]:
         """Return segments, bytes, and when the oldest un-acknowledged event was created."""
@@ -268,23 +269,23 @@ class WalWriter:
         oldest = min(filter(None, (segment.oldest() for segment in segments)), default=None)
         return len(segments), size, oldest
 
-    def tidy(self) -> None:
-        """Do the keeper's work once, now: heal, seal, sync, delete."""
-        with self._keep_lock:
-            self._give_up_removed()
+    def maintain(self) -> None:
+        """Do the WAL thread's work once, now: heal, seal, sync, delete."""
+        with self._files_lock:
+            self._fail_removed()
         self._report()
-        with self._keep_lock:
+        with self._files_lock:
             if any(s.failed for s in self._segments) or self._current.failed:
                 self._heal()
             current = self._current
             if current.file is not None:
                 size = current.size()
-                idle = not current.pending and not current.parked
+                idle = not current.pending and not current.deferred
                 if size >= self._options.segment_bytes or (idle and size >= _MIN_SEAL):
                     self._seal()
                 if self._full():
                     self._write_no_more()
-            self._settle()
+            self._close_sealed()
             due = self._synced_at + self._options.sync_interval
             if self._fsync == "interval" and time.monotonic() >= due:
                 self._synced_at = time.monotonic()
@@ -296,8 +297,8 @@ class WalWriter:
                 self._instance.sync()
         self._warn()
 
-    def _give_up_removed(self) -> None:
-        """Give up files whose name stands for them no more; what is pending is written again."""
+    def _fail_removed(self) -> None:
+        """Mark files as failed that were removed or moved; what is pending is written again."""
         now = time.monotonic()
         if now < self._looked_at + _NAME_LOOK:
             return
@@ -307,7 +308,7 @@ class WalWriter:
             if segment.gone:
                 self._instance.forget_if_gone()
                 text = "removed, moved or replaced; what is in memory is written again"
-                self._give_up(segment, WalRemovedError(errno.ENOENT, text, str(segment.path)))
+                self._mark_failed(segment, WalRemovedError(errno.ENOENT, text, str(segment.path)))
 
     def _used(self) -> int:
         """Return the bytes in files; a sealed one's size is known."""
@@ -336,7 +337,7 @@ class WalWriter:
             self._warned = True
             self._nearly_full(used, limit)
 
-    def _settle(self) -> None:
+    def _close_sealed(self) -> None:
         """Sync and close sealed files to which nobody writes any more, oldest first."""
         for segment in self._segments:
             if not segment.sealed or segment.file is None or segment.failed or segment.finished:
@@ -348,15 +349,15 @@ class WalWriter:
                 segment.file = None
 
     def close(self) -> None:
-        """Stop the keeper; delete what is finished, sync what is not, and give up the folder."""
-        with self._keep_lock:
+        """Stop the WAL thread; delete what is finished, sync the rest, and unlock the folder."""
+        with self._files_lock:
             self._closed = True
         self._wake.ring()
-        if self._keeper is not None:
-            self._keeper.join(timeout=5.0)
-        with self._keep_lock:
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
+        with self._files_lock:
             if self._segments or self._current.pending:  # a volatile trail has never written
-                self.tidy()
+                self.maintain()
                 if self._fsync != "never" and not self._sync():
                     self._heal()
             self._ended = True
@@ -367,7 +368,7 @@ class WalWriter:
             self._delete_finished()
             for segment in self._segments:
                 segment.file = None
-            self._instance.release()
+            self._instance.close()
             self._segments = []
         self._report()
         self._group.lead()  # whoever still waits is told
@@ -378,14 +379,14 @@ class WalWriter:
             segment.file = None
         self._instance.abandon()
 
-    # ── the keeper ──
+    # ── the WAL thread ──
 
-    def _keep(self) -> None:
+    def _run(self) -> None:
         while not self._closed:
             self._wake.wait()
             while not self._closed:
                 self._group.lead()
-                self.tidy()
+                self.maintain()
                 state = self._state()
                 if self._quiet():
                     self._rested = state
@@ -394,7 +395,7 @@ class WalWriter:
 
     def _quiet(self) -> bool:
         """Tell whether nothing can change until somebody appends again."""
-        with self._keep_lock:
+        with self._files_lock:
             if any(s.pending or s.failed for s in [*self._segments, self._current]):
                 return False
             if any(s.sealed and s.file is not None for s in self._segments):
@@ -442,7 +443,7 @@ class WalWriter:
             for segment, copy in zip(failed, copies, strict=True):
                 move_entries(segment, fresh, copy, self._pending_lock)
         except OSError as error:
-            self._give_up(fresh, error)
+            self._mark_failed(fresh, error)
             return False
         for segment in failed:
             segment.failed = False
@@ -491,7 +492,7 @@ class WalWriter:
         try:
             fresh = self._create()
         except OSError as error:
-            self._give_up(before, error)
+            self._mark_failed(before, error)
             return
         with self._swap_lock:
             self._current = fresh
@@ -499,7 +500,7 @@ class WalWriter:
 
     def _sync(self) -> bool:
         """Sync every file that may have records that have not been synced; return success."""
-        segments = tuple(self._segments)  # in one step: the keeper may seal meanwhile
+        segments = tuple(self._segments)  # in one step: the WAL thread may seal meanwhile
         current = self._current
         # Nobody asks for the size under other policies, and it would cost each call a system call.
         size = current.size() if self._fsync == "interval" else 0
@@ -523,24 +524,24 @@ class WalWriter:
                     raise OSError("the WAL cannot be written")
                 os.fdatasync(file.number)
             except OSError as error:
-                self._give_up(segment, error)
+                self._mark_failed(segment, error)
                 return False
             return True
 
     def _sync_for_group(self) -> bool:
-        # Without the lock, so that the keeper's work delays no caller.
+        # Without the lock, so that the WAL thread's work delays no caller.
         for _ in range(_TRIES):
             if self._sync():
                 return True
             # The callers wait for the rescue, which is their durability. But not for ever: a signal
-            # handler may call, and have interrupted what the keeper waits for.
-            if not self._keep_lock.acquire(timeout=_RESCUE):
+            # handler may call, and have interrupted what the WAL thread waits for.
+            if not self._files_lock.acquire(timeout=_RESCUE):
                 return False
             try:
                 if not self._heal():
                     return False
             finally:
-                self._keep_lock.release()
+                self._files_lock.release()
         return False
 
     def _delete_finished(self) -> None:
