@@ -1,5 +1,5 @@
-"""The built-in redaction rules, for those who show or extend them."""
+"""Redaction rules: the built-in ones, and a redactor with rules of your own alone."""
 
-from logbun_logging._encoding.redaction import DEFAULT_RULES
+from logbun_logging._encoding.redaction import DEFAULT_RULES, Redactor
 
-__all__ = ["DEFAULT_RULES"]
+__all__ = ["DEFAULT_RULES", "Redactor"]

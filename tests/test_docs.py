@@ -16,6 +16,7 @@ from string import Formatter
 import msgspec
 import pytest
 
+import logbun_logging
 from logbun_logging._engine.report_kinds import REPORTS
 from logbun_logging._process.counters import COUNTERS
 from logbun_logging.adapters import SQLiteAdapter
@@ -145,3 +146,35 @@ def test_the_table_of_reports_is_that_of_the_source():
             assert fields - {None} <= set(re.findall(r"`(\w+)`", details)), name
             documented[name] = levels
     assert documented.keys() == REPORTS.keys()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Build the site; return its folder."""
+    pytest.importorskip("material", reason="mkdocs is missing: pip install -e '.[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_site_loads_nothing_from_other_hosts(site):
+    loading = r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>"""
+    loading += r"""|<link\b(?![^>]*rel="canonical")[^>]*\bhref=["']?(?:https?:)?//[^>]*>"""
+    for page in site.rglob("*.html"):
+        assert not re.findall(loading, page.read_text()), page
+    for sheet in site.rglob("*.css"):
+        assert not re.findall(r"(?:url\(|@import )[\"']?(?:https?:)?//", sheet.read_text()), sheet
+
+
+def test_the_reference_names_every_public_name_and_no_private_module(site):
+    pages = {page: page.read_text() for page in site.rglob("*.html")}
+    assert not [page for page, text in pages.items() if "logbun_logging._" in text]
+    anchors = {
+        name
+        for text in pages.values()
+        for name in re.findall(r' id="logbun_logging\.([\w.]+)"', text)
+    }
+    documented = {name.rpartition(".")[2] for name in anchors}
+    assert set(logbun_logging.__all__) <= documented

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.middleware.client_ip import ClientIPRule, parse_address
 
-DOCS = Path(__file__).parents[2] / "docs" / "reference" / "context.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "client-ip.md"
 
 
 def documented_rows():
