@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from logbun_logging._encoding.values import plain_text
+from logbun_logging.event import CONTEXT_FIELDS, AuditContextFields
 
 __all__ = [
     "CONTEXT_FIELDS",
@@ -30,22 +31,6 @@ __all__ = [
     "replace_audit_context",
     "reset_audit_context",
 ]
-
-
-class AuditContextFields(TypedDict, total=False):
-    """The event fields that a context can supply; explicit ``extra`` values win over them."""
-
-    tenant_id: str | None
-    actor_id: str | None
-    entity_type: str | None
-    entity_id: str | None
-    outcome: str | None
-    request_id: str | None
-    ip_address: str | None
-    user_agent: str | None
-
-
-CONTEXT_FIELDS = frozenset(AuditContextFields.__annotations__)
 
 _EMPTY: Mapping[str, str | None] = MappingProxyType({})
 _current: ContextVar[Mapping[str, str | None]] = ContextVar("logbun_audit_context", default=_EMPTY)

@@ -1,14 +1,19 @@
-"""The audit event, its identity and its time: what everything else speaks.
+"""The audit event: its fields, its identity and its time.
 
-An event is born on the calling thread, is encoded there once, and travels as an :class:`Entry`
-(the encoded bytes and what the pipeline must know without decoding them).
+:data:`FIELDS` is the one table of the event's fields. Columns and their types, context names, call
+fields, filters, command-line options, row conversion, test samples and the documentation are
+derived from it. Static types cannot be derived: the struct and the two typed dictionaries below
+spell the same names out, and a test compares them with the table.
+
+An event is encoded once, on the calling thread, and travels as an :class:`Entry`: the encoded bytes
+and what the pipeline must know without decoding them.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -18,17 +23,29 @@ from logbun_logging._process.forks import notice_fork
 
 __all__ = [
     "ACTION_AT",
+    "CALL_FIELDS",
+    "CONTEXT_FIELDS",
     "FIELDS",
+    "FIELD_NAMES",
+    "FILTER_FIELDS",
+    "OBJECT_FIELDS",
+    "REQUIRED_FIELDS",
+    "TEXT_FIELDS",
     "UNKNOWN_ACTOR",
     "UNREADABLE",
+    "AuditContextFields",
     "AuditEvent",
+    "AuditFields",
     "Entry",
+    "Field",
+    "FieldFilters",
     "Identifier",
     "decode_event",
     "decode_object",
     "encode_event",
     "new_event_id",
     "utc_now",
+    "utc_text",
     "utc_timestamp",
 ]
 
@@ -37,6 +54,79 @@ UNKNOWN_ACTOR: Final = "unknown"
 
 #: What names a thing: it is stored as text.
 Identifier: TypeAlias = str | int | UUID
+
+
+class Field(NamedTuple):
+    """One field of the event.
+
+    Attributes:
+        name: the name of the field, its column and its filter.
+        meaning: what it holds, in one line.
+        kind: a text, a UTC time as text, or a JSON object.
+        source: who supplies it: the library, the log message, the call (``extra`` or ``fire``), or
+            the call and, if that has none, the context.
+        filter: how a query can ask for it: not at all, by its value, by a prefix as well, between
+            two dates, or as the scope of the whole query.
+        events_per_value: about how many of a tenant's events have the same value. Databases choose
+            indexes and the packing of columns by it.
+        listed: whether the event has it where it is shown on one line.
+    """
+
+    name: str
+    meaning: str
+    kind: Literal["text", "time", "object"] = "text"
+    source: Literal["library", "message", "call", "context"] = "context"
+    filter: Literal["none", "exact", "prefix", "range", "scope"] = "none"
+    events_per_value: int = 100
+    listed: bool = False
+
+
+#: The fields, in the order of the columns.
+FIELDS: Final = (
+    Field("id", "UUIDv7, in the order of the calls of a process", "text", "library", "none", 1),
+    Field(
+        "created_at",
+        "time of the call in UTC, as text: 2026-01-31T12:00:00.000001Z",
+        "time",
+        "library",
+        "range",
+        1,
+        listed=True,
+    ),
+    Field(
+        "action",
+        "what happened, e.g. course.created",
+        source="message",
+        filter="prefix",
+        events_per_value=1_000,
+        listed=True,
+    ),
+    Field("actor_id", "who did it", filter="exact", listed=True),
+    Field("tenant_id", "whose data it belongs to; NULL: no tenant's", filter="scope", listed=True),
+    Field(
+        "entity_type",
+        "the kind of thing that was acted on",
+        filter="exact",
+        events_per_value=1_000,
+        listed=True,
+    ),
+    Field("entity_id", "which one", filter="exact", events_per_value=10, listed=True),
+    Field(
+        "outcome",
+        "e.g. success or denied",
+        filter="exact",
+        events_per_value=10_000,
+        listed=True,
+    ),
+    Field("request_id", "the request or trace", filter="exact", events_per_value=1),
+    Field("old_values", "JSON object: the entity before", "object", "call"),
+    Field("new_values", "JSON object: the entity after", "object", "call"),
+    Field("metadata", "JSON object: everything else", "object", "call"),
+    Field("ip_address", "where the request came from", listed=True),
+    Field("user_agent", "with what it was made", events_per_value=1_000),
+    Field("prev_hash", "reserved", source="library"),
+    Field("content_hash", "reserved", source="library"),
+)
 
 
 class AuditEvent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -57,8 +147,8 @@ class AuditEvent(msgspec.Struct, frozen=True, omit_defaults=True):
         metadata: everything else that was given, a JSON object.
         ip_address: where the request came from.
         user_agent: with what it was made.
-        prev_hash: the hash of the tenant's event before, where the integrity chain is on.
-        content_hash: the hash of this event, where the integrity chain is on.
+        prev_hash: reserved.
+        content_hash: reserved.
     """
 
     id: str
@@ -79,11 +169,71 @@ class AuditEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     content_hash: str | None = None
 
 
-#: The only key of an object that could not be read back; its value says why.
-UNREADABLE: Final = "[UNREADABLE]"
+class AuditContextFields(TypedDict, total=False):
+    """The event fields that a context can supply; explicit ``extra`` values win over them."""
+
+    actor_id: Identifier | None
+    tenant_id: Identifier | None
+    entity_type: str | None
+    entity_id: Identifier | None
+    outcome: str | None
+    request_id: Identifier | None
+    ip_address: str | None
+    user_agent: str | None
+
+
+class AuditFields(AuditContextFields, total=False):
+    """What :meth:`AuditLogger.fire` takes beside the action, for wrappers of one's own.
+
+    ::
+
+        def log(action: Actions, **fields: Unpack[AuditFields]) -> None:
+            audit.fire(action, **fields)
+    """
+
+    old_values: Mapping[str, Any] | None
+    new_values: Mapping[str, Any] | None
+    metadata: Mapping[str, Any] | None
+
+
+class FieldFilters(TypedDict, total=False):
+    """The event fields that a query can ask for by their value.
+
+    Attributes:
+        actor_id: who did it.
+        entity_type: the kind of thing.
+        entity_id: the thing.
+        outcome: how it ended.
+        request_id: the request or trace.
+    """
+
+    actor_id: Identifier | None
+    entity_type: str | None
+    entity_id: Identifier | None
+    outcome: str | None
+    request_id: Identifier | None
+
 
 #: The event's field names in column order.
-FIELDS: Final = AuditEvent.__struct_fields__
+FIELD_NAMES: Final = tuple(field.name for field in FIELDS)
+
+#: What a context can supply.
+CONTEXT_FIELDS: Final = frozenset(field.name for field in FIELDS if field.source == "context")
+
+#: What a call may name, texts and objects; every other name is metadata.
+TEXT_FIELDS: Final = tuple(
+    field.name for field in FIELDS if field.source in {"call", "context"} and field.kind != "object"
+)
+OBJECT_FIELDS: Final = tuple(field.name for field in FIELDS if field.kind == "object")
+CALL_FIELDS: Final = frozenset((*TEXT_FIELDS, *OBJECT_FIELDS))
+
+#: What a query can ask for by its value.
+FILTER_FIELDS: Final = tuple(field.name for field in FIELDS if field.filter == "exact")
+
+#: What every event has.
+REQUIRED_FIELDS: Final = frozenset(
+    field.name for field in msgspec.structs.fields(AuditEvent) if field.default is not None
+)
 
 encode_event = msgspec.json.Encoder().encode
 decode_event = msgspec.json.Decoder(AuditEvent).decode
@@ -91,6 +241,8 @@ decode_event = msgspec.json.Decoder(AuditEvent).decode
 #: Where the action's text begins in an encoded event: ids and times are of one length.
 ACTION_AT: Final = encode_event(AuditEvent(" " * 36, " " * 27, "", "")).index(b'"action":"') + 10
 
+#: The only key of an object that could not be read back; its value says why.
+UNREADABLE: Final = "[UNREADABLE]"
 
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -145,31 +297,24 @@ def new_event_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-_second: tuple[int, str] = (-1, "")
+def utc_text(moment: datetime) -> str:
+    """Return an aware *moment* as events carry theirs: ``2026-01-31T12:00:00.000001Z``."""
+    utc = moment.astimezone(UTC).replace(tzinfo=None)
+    return f"{utc.isoformat(timespec='microseconds')}Z"
 
 
 def utc_timestamp(seconds: float) -> str:
-    """Format a POSIX time as ISO 8601 in UTC with microseconds: ``2026-01-31T12:00:00.000001Z``.
-
-    The text of the current second is kept, because consecutive events share it.
+    """Return a POSIX time as :func:`utc_text` does, rounded to microseconds.
 
     Raises:
         ValueError: the time is not a moment of the years 1 to 9999.
     """
-    global _second  # noqa: PLW0603 - one tuple, replaced as a whole: safe without a lock
-    whole, text = _second
-    micros = round((seconds - whole) * 1_000_000)  # as datetime does
-    if not 0 <= micros < 1_000_000:
-        try:
-            moment = datetime.fromtimestamp(seconds, UTC)
-        except (OverflowError, OSError) as error:
-            raise ValueError(f"not a time of the years 1 to 9999: {seconds!r}") from error
-        text = moment.strftime("%Y-%m-%dT%H:%M:%S.").rjust(20, "0")
-        _second = (int(seconds // 1), text)
-        micros = moment.microsecond
-    return f"{text}{micros:06d}Z"
+    try:
+        return utc_text(datetime.fromtimestamp(seconds, UTC))
+    except (OverflowError, OSError) as error:
+        raise ValueError(f"not a time of the years 1 to 9999: {seconds!r}") from error
 
 
 def utc_now() -> str:
-    """Return the time now, as :func:`utc_timestamp` writes it."""
-    return utc_timestamp(time.time())
+    """Return the time now, as :func:`utc_text` writes it."""
+    return utc_text(datetime.now(UTC))

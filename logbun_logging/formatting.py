@@ -15,11 +15,10 @@ import msgspec
 from logbun_logging._encoding.encoder import EventEncoder
 from logbun_logging._encoding.record import AuditRecord
 from logbun_logging._encoding.redaction import Redactor
-from logbun_logging._encoding.unknown_fields import CALL_FIELDS
 from logbun_logging._engine.intake import encode_record
 from logbun_logging._process.counters import Counters
 from logbun_logging.errors import ConfigurationError
-from logbun_logging.event import AuditEvent, Entry, decode_event
+from logbun_logging.event import CALL_FIELDS, AuditEvent, Entry, decode_event
 from logbun_logging.options import LimitOptions, parse_encoding
 from logbun_logging.trail import AuditTrail, get_trail
 

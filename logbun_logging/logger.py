@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import logging.handlers
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
 
 from logbun_logging._encoding.record import AuditRecord
 from logbun_logging._engine.reporting import LOGGER_NAME
-from logbun_logging.event import Identifier
+from logbun_logging.event import AuditFields, Identifier
 from logbun_logging.handlers import BatchingAuditHandler
 
 __all__ = ["AuditFields", "AuditLogger", "get_audit_logger"]
@@ -26,28 +26,6 @@ _LEADING_ON: Final = (
     logging.handlers.QueueHandler,
     logging.handlers.MemoryHandler,
 )
-
-
-class AuditFields(TypedDict, total=False):
-    """What :meth:`AuditLogger.fire` takes beside the action, for wrappers of one's own.
-
-    ::
-
-        def log(action: Actions, **fields: Unpack[AuditFields]) -> None:
-            audit.fire(action, **fields)
-    """
-
-    actor_id: Identifier | None
-    tenant_id: Identifier | None
-    entity_type: str | None
-    entity_id: Identifier | None
-    outcome: str | None
-    request_id: Identifier | None
-    old_values: Mapping[str, Any] | None
-    new_values: Mapping[str, Any] | None
-    metadata: Mapping[str, Any] | None
-    ip_address: str | None
-    user_agent: str | None
 
 
 class AuditLogger(Generic[A]):

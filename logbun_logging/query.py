@@ -9,14 +9,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Final, Literal, TypeAlias, TypedDict, Unpack, get_args
+from typing import Final, TypeAlias, Unpack
 
 import msgspec
 
 from logbun_logging._encoding.messages import shown
 from logbun_logging._encoding.values import clean_text, plain_text
 from logbun_logging.errors import QueryError
-from logbun_logging.event import AuditEvent, Identifier
+from logbun_logging.event import (
+    FILTER_FIELDS,
+    AuditEvent,
+    FieldFilters,
+    Identifier,
+    utc_text,
+)
 
 __all__ = [
     "ALL_TENANTS",
@@ -30,7 +36,7 @@ __all__ = [
     "decode_cursor",
     "encode_cursor",
     "make_filters",
-    "utc_text",
+    "read_time",
 ]
 
 MAX_LIMIT: Final = 1000
@@ -55,12 +61,11 @@ TenantScope: TypeAlias = str | AllTenants | None
 #: The place behind the last event of a page: its ``created_at`` and ``id``.
 Cursor: TypeAlias = tuple[str, str]
 
-EqualityField = Literal["actor_id", "entity_type", "entity_id", "outcome", "request_id"]
-_EQUALITY_FIELDS: Final[tuple[EqualityField, ...]] = get_args(EqualityField)
 
-
-class QueryFilters(TypedDict, total=False):
+class QueryFilters(FieldFilters, total=False):
     """What the events of a query must match, every part of it; for wrappers of one's own, too.
+
+    Beside these, the fields of :class:`~logbun_logging.event.FieldFilters`.
 
     ::
 
@@ -69,23 +74,16 @@ class QueryFilters(TypedDict, total=False):
 
     Attributes:
         action: an action, several, or prefixes like ``"course.*"``; at most 100.
-        actor_id: who did it.
-        entity_type: the kind of thing.
-        entity_id: the thing.
-        outcome: how it ended.
-        request_id: the request or trace.
         start_date: not before; ISO 8601 or datetime, UTC where it names no offset.
         end_date: not after.
     """
 
     action: str | Iterable[str] | None
-    actor_id: Identifier | None
-    entity_type: str | None
-    entity_id: Identifier | None
-    outcome: str | None
-    request_id: Identifier | None
     start_date: str | datetime | None
     end_date: str | datetime | None
+
+
+_FILTERS: Final = ("action", *FILTER_FIELDS, "start_date", "end_date")
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +99,7 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 
     actions: tuple[str, ...] = ()
     action_prefixes: tuple[str, ...] = ()
-    equal: tuple[tuple[EqualityField, str], ...] = ()
+    equal: tuple[tuple[str, str], ...] = ()
     start: str | None = None
     end: str | None = None
 
@@ -138,12 +136,11 @@ def make_filters(**asked: Unpack[QueryFilters]) -> Filters:
             than 100 of them, or a value has the wrong type.
         TypeError: there is no filter of that name.
     """
-    for name in asked.keys() - QueryFilters.__annotations__.keys():
-        allowed = ", ".join(QueryFilters.__annotations__)
-        raise TypeError(f"a query has no argument {name!r}; its filters are {allowed}")
+    for name in asked.keys() - set(_FILTERS):
+        raise TypeError(f"a query has no argument {name!r}; its filters are {', '.join(_FILTERS)}")
     exact, prefixes = _actions(asked.get("action"))
-    pairs: list[tuple[EqualityField, str]] = []
-    for field in _EQUALITY_FIELDS:
+    pairs: list[tuple[str, str]] = []
+    for field in FILTER_FIELDS:
         value = asked.get(field)
         if value is None:
             continue
@@ -155,8 +152,8 @@ def make_filters(**asked: Unpack[QueryFilters]) -> Filters:
         actions=exact,
         action_prefixes=prefixes,
         equal=tuple(pairs),
-        start=utc_text("start_date", asked.get("start_date")),
-        end=utc_text("end_date", asked.get("end_date")),
+        start=read_time("start_date", asked.get("start_date")),
+        end=read_time("end_date", asked.get("end_date")),
     )
 
 
@@ -200,8 +197,8 @@ def clamp_limit(limit: int) -> int:
     return min(max(limit, 1), MAX_LIMIT)
 
 
-def utc_text(name: str, value: str | datetime | None) -> str | None:
-    """Return a time as the events carry theirs; without an offset it is taken as UTC.
+def read_time(name: str, value: str | datetime | None) -> str | None:
+    """Return a time as events carry theirs; without an offset it is taken as UTC.
 
     Raises:
         QueryError: it cannot be read; the message calls it *name*.
@@ -212,11 +209,10 @@ def utc_text(name: str, value: str | datetime | None) -> str | None:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
-        moment = moment.astimezone(UTC)
+        return utc_text(moment)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         allowed = "an ISO 8601 string or a datetime, e.g. '2026-01-01T00:00:00Z'"
         raise QueryError(f"{name}={shown(name, value)}: allowed is {allowed}") from error
-    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def encode_cursor(event: AuditEvent) -> str:

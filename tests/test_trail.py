@@ -520,15 +520,6 @@ def test_ids_rise_over_all_threads():
     assert len({name for ids in found for name in ids}) == 20_000
 
 
-def test_times_are_text_that_sorts():
-    moments = [0.0, 1.5, 1e9, 1e9 + 0.000001, 1.7e9, 2e9]
-    texts = [utc_timestamp(moment) for moment in moments]
-    assert texts == sorted(texts)
-    assert len({len(text) for text in texts}) == 1
-    with pytest.raises(ValueError, match="9999"):
-        utc_timestamp(1e20)
-
-
 EVENTS = 100_000
 
 

@@ -18,13 +18,7 @@ from uuid_utils import uuid7
 
 from logbun_logging._encoding.redaction import Redactor
 from logbun_logging._encoding.screening import make_screen
-from logbun_logging._encoding.unknown_fields import (
-    CALL_FIELDS,
-    OBJECT_FIELDS,
-    TEXT_FIELDS,
-    UnknownFieldsMode,
-    make_watch,
-)
+from logbun_logging._encoding.unknown_fields import UnknownFieldsMode, make_watch
 from logbun_logging._encoding.values import (
     MIN_DIGESTED,
     REDACTED,
@@ -34,6 +28,9 @@ from logbun_logging._encoding.values import (
 )
 from logbun_logging._process.counters import Counters
 from logbun_logging.event import (
+    CALL_FIELDS,
+    OBJECT_FIELDS,
+    TEXT_FIELDS,
     UNKNOWN_ACTOR,
     AuditEvent,
     Entry,

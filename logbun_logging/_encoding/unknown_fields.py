@@ -10,24 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 from logbun_logging._process.counters import Counters
+from logbun_logging.event import CALL_FIELDS
 
-__all__ = ["CALL_FIELDS", "OBJECT_FIELDS", "TEXT_FIELDS", "UnknownFieldsMode", "make_watch"]
+__all__ = ["UnknownFieldsMode", "make_watch"]
 
 UnknownFieldsMode = Literal["warn", "refuse", "allow"]
-
-#: What a call may name; every other key is metadata.
-TEXT_FIELDS: Final = (
-    "actor_id",
-    "tenant_id",
-    "entity_type",
-    "entity_id",
-    "outcome",
-    "request_id",
-    "ip_address",
-    "user_agent",
-)
-OBJECT_FIELDS: Final = ("old_values", "new_values", "metadata")
-CALL_FIELDS: Final = frozenset((*TEXT_FIELDS, *OBJECT_FIELDS))
 
 #: Other names for a field, without case and underscores.
 _SYNONYMS: Final = {

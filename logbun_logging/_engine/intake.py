@@ -26,12 +26,11 @@ from logbun_logging._encoding.record import (
     own_attributes,
     trace_text,
 )
-from logbun_logging._encoding.unknown_fields import CALL_FIELDS
 from logbun_logging._encoding.values import cut_start, safe_str
 from logbun_logging._engine.pipeline import Pipeline
 from logbun_logging._process.forks import mark, notice
 from logbun_logging.context import current_context
-from logbun_logging.event import Entry
+from logbun_logging.event import CALL_FIELDS, Entry
 
 __all__ = ["Intake", "encode_record", "make_intake", "submit_unqueued"]
 

@@ -37,8 +37,9 @@ from logbun_logging._storage.files import PRIVATE_FILE, make_folder, try_lock
 from logbun_logging._tenancy.databases import Databases, NoDatabaseError, Target
 from logbun_logging.adapters.base import PruneReport
 from logbun_logging.errors import ClockError, PruneError
+from logbun_logging.event import utc_text
 from logbun_logging.options import RetentionOptions
-from logbun_logging.query import ALL_TENANTS, Filters, Pagination, utc_text
+from logbun_logging.query import ALL_TENANTS, Filters, Pagination
 
 __all__ = ["Retention"]
 
@@ -239,9 +240,7 @@ class Retention:
         By another machine, or while nothing was pruned here. What was stored less than an hour
         before may be by the clock in doubt itself.
         """
-        filters = Filters(
-            start=utc_text("start", since - self._watch.leap), end=utc_text("end", since - _FRESH)
-        )
+        filters = Filters(start=utc_text(since - self._watch.leap), end=utc_text(since - _FRESH))
 
         def look(tenant_id: str | None, target: Target) -> bool:
             scope = ALL_TENANTS if tenant_id is None else tenant_id

@@ -41,7 +41,7 @@ from logbun_logging.query import (
     decode_cursor,
     encode_cursor,
     make_filters,
-    utc_text,
+    read_time,
 )
 
 __all__ = ["Url", "open_database", "register"]
@@ -308,8 +308,8 @@ def _moment(option: str, text: str | None) -> str | None:
     try:
         if text is not None and (span := _SPAN.fullmatch(text)) is not None:
             ago = timedelta(**{_UNITS[span[2]]: int(span[1])})
-            return utc_text(option, datetime.now(UTC) - ago)
-        return utc_text(option, text)
+            return read_time(option, datetime.now(UTC) - ago)
+        return read_time(option, text)
     except (QueryError, OverflowError):
         allowed = "a time in ISO 8601, e.g. 2026-01-31T12:00Z, or back from now: 90m, 24h, 7d"
         raise QueryError(f"{option}={text!r}: allowed is {allowed}") from None

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from logbun_logging._encoding.messages import printable
 from logbun_logging.errors import ConfigurationError, LogbunError, QueryError
-from logbun_logging.event import FIELDS, AuditEvent
+from logbun_logging.event import FIELD_NAMES, AuditEvent
 
 __all__ = [
     "Format",
@@ -156,7 +156,7 @@ def show_events(events: Iterable[AuditEvent], form: Format, *, raw: bool = False
         # Python 3.11 and 3.12 leave a bare carriage return unquoted, and cannot read it back.
         quoting: Final = csv.QUOTE_ALL if raw else csv.QUOTE_MINIMAL
         writer = csv.writer(sys.stdout, lineterminator="\n", quoting=quoting)
-        writer.writerow(FIELDS)
+        writer.writerow(FIELD_NAMES)
         return _each(events, lambda event: writer.writerow(_cells(event, raw=raw)))
     found = list(events)
     if form is Format.JSON:

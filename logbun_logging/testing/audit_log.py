@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from logbun_logging._encoding.values import Normalizer
-from logbun_logging.event import FIELDS, AuditEvent
+from logbun_logging.event import FIELD_NAMES, AuditEvent
 from logbun_logging.logger import AuditLogger
 from logbun_logging.query import make_filters
 
@@ -199,7 +199,7 @@ def _differences(
         if not matches:
             different["action"] = (action, event.action)
     for name, expected in fields.items():
-        if name in FIELDS:
+        if name in FIELD_NAMES:
             _compare(name, expected, getattr(event, name), different)
         else:
             _compare("metadata", {name: expected}, event.metadata, different)

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from logbun_logging.adapters.base import Batch, PruneReport, retention_limit
-from logbun_logging.adapters.sql import time_text
 from logbun_logging.errors import RejectedEventsError
-from logbun_logging.event import AuditEvent
+from logbun_logging.event import AuditEvent, utc_text
 from logbun_logging.query import AllTenants, Filters, Pagination, TenantScope
 
 __all__ = ["MemoryAdapter"]
@@ -66,8 +65,8 @@ class MemoryAdapter:
         now: datetime | None = None,
     ) -> PruneReport:
         """Forget old events."""
-        own = {tenant: time_text(retention_limit(d, now)) for tenant, d in (tenants or {}).items()}
-        limit = None if days is None else time_text(retention_limit(days, now))
+        own = {tenant: utc_text(retention_limit(d, now)) for tenant, d in (tenants or {}).items()}
+        limit = None if days is None else utc_text(retention_limit(days, now))
         report: PruneReport = dict.fromkeys(own, 0)
         if limit is not None:
             report[None] = 0

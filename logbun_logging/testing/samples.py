@@ -18,8 +18,7 @@ from typing import Any, Final
 
 from logbun_logging._encoding.encoder import EventEncoder
 from logbun_logging._process.counters import Counters
-from logbun_logging.adapters.sql import time_text
-from logbun_logging.event import AuditEvent, decode_event
+from logbun_logging.event import AuditEvent, decode_event, utc_text
 from logbun_logging.options import LimitOptions
 
 __all__ = ["BASE", "encode", "event_at", "hostile_events", "sample_events", "sample_queries"]
@@ -61,7 +60,7 @@ def event_at(
     milliseconds = int(moment.timestamp() * 1000)
     number = milliseconds << 80 | 0x7 << 76 | rng.getrandbits(12) << 64
     number |= 0b10 << 62 | rng.getrandbits(62)
-    return AuditEvent(str(uuid.UUID(int=number)), time_text(moment), action, **fields)
+    return AuditEvent(str(uuid.UUID(int=number)), utc_text(moment), action, **fields)
 
 
 def sample_events(count: int = 300) -> list[AuditEvent]:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from logbun_logging.adapters._sql.table import TABLE, time_text
+from logbun_logging.adapters._sql.table import TABLE
 from logbun_logging.adapters.base import PruneReport, retention_limit
+from logbun_logging.event import utc_text
 
 __all__ = [
     "STEP",
@@ -68,10 +69,10 @@ def _expired(
 ) -> Iterator[tuple[str | None, str, tuple[str, ...]]]:
     """Yield what has expired: of each tenant with days of its own, then (None) of all others."""
     for tenant, tenant_days in tenants.items():
-        before = time_text(retention_limit(tenant_days, now))
+        before = utc_text(retention_limit(tenant_days, now))
         yield tenant, "tenant_id = ? AND created_at < ?", (tenant, before)
     if days is not None:
-        before = time_text(retention_limit(days, now))
+        before = utc_text(retention_limit(days, now))
         yield None, f"created_at < ?{_not_tenants(list(tenants))}", (before, *tenants)
 
 

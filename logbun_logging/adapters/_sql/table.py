@@ -8,13 +8,12 @@ an index that leads with the tenant and ends in the time, so a page costs the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
 from logbun_logging.errors import RejectedEventsError
-from logbun_logging.event import FIELDS, AuditEvent, decode_object
+from logbun_logging.event import FIELD_NAMES, AuditEvent, decode_object, utc_text
 
 __all__ = [
     "COLUMNS",
@@ -37,7 +36,7 @@ __all__ = [
 ]
 
 TABLE: Final = "audit_logs"
-COLUMNS: Final = FIELDS
+COLUMNS: Final = FIELD_NAMES
 
 _REQUIRED: Final = {"id": "TEXT NOT NULL PRIMARY KEY", "created_at": "TEXT NOT NULL"}
 _COLUMN_TYPES: Final = {
@@ -218,6 +217,5 @@ def unique_id() -> str:
     return f"CREATE UNIQUE INDEX IF NOT EXISTS {UNIQUE_ID} ON {TABLE} (id)"
 
 
-def time_text(moment: datetime) -> str:
-    """Return a UTC moment as the rows carry theirs."""
-    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+#: Writes a moment as the rows carry theirs.
+time_text: Final = utc_text

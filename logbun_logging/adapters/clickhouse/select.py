@@ -16,7 +16,7 @@ from logbun_logging.adapters.clickhouse.table import (
     to_micros,
 )
 from logbun_logging.errors import QueryError
-from logbun_logging.event import AuditEvent, decode_object
+from logbun_logging.event import AuditEvent, decode_object, utc_text
 from logbun_logging.query import AllTenants, Filters, Pagination, TenantScope
 
 __all__ = ["select_page"]
@@ -30,8 +30,7 @@ _TENANT: Final = COLUMNS.index("tenant_id")
 
 
 def _to_text(micros: int) -> str:
-    moment = (EPOCH + timedelta(microseconds=micros)).replace(tzinfo=None)
-    return f"{moment.isoformat(timespec='microseconds')}Z"
+    return utc_text(EPOCH + timedelta(microseconds=micros))
 
 
 def _from_row(row: Sequence[Any]) -> AuditEvent:

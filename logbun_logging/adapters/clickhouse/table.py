@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from logbun_logging.errors import RejectedEventsError
-from logbun_logging.event import FIELDS, AuditEvent
+from logbun_logging.event import FIELD_NAMES, AuditEvent
 
 __all__ = [
     "CODECS",
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 TABLE: Final = "audit_logs"
-COLUMNS: Final = FIELDS
+COLUMNS: Final = FIELD_NAMES
 
 _SPECIAL: Final = {
     "id": "String",
