@@ -355,7 +355,7 @@ class AuditTrail:
         self.pipeline.start()
         if forks.awaits_fork():
             return False
-        self.pipeline.redelivery.wake()
+        self.pipeline.maintenance.wake()
         return self.pipeline.opened.wait(timeout)
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -417,7 +417,7 @@ class AuditTrail:
         if forks.awaits_fork():
             return False
         self.pipeline.flush(self.options.flush_timeout)
-        passed = self.pipeline.redelivery.run_pass()
+        passed = self.pipeline.maintenance.run_pass()
         if passed:
             with suppress(PruneError):  # counted and reported
                 self.prune()

@@ -35,7 +35,7 @@ from logbun_logging._storage.dlq import DeadLetterQueue, Envelope, State
 from logbun_logging.event import utc_timestamp
 from logbun_logging.options import RetryOptions
 
-__all__ = ["DlqScanner"]
+__all__ = ["DeadLetterScanner"]
 
 #: The part of ``scan_interval`` after which a file that has failed is tried again: scans do not
 #: come at the very second.
@@ -59,7 +59,7 @@ class _Scan:
         self.unclear: list[FileDelivery] = []
 
 
-class DlqScanner:
+class DeadLetterScanner:
     """Tries dead letters.
 
     Args:

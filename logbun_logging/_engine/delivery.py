@@ -8,18 +8,15 @@ a driver's call return; a call that hangs costs that thread, not a worker.
 
 from __future__ import annotations
 
-import queue
-import sys
-import threading
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Hashable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from enum import Enum
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from logbun_logging._encoding.messages import masked
+from logbun_logging._engine.timed_calls import MAX_HANGING, TimedCalls
 from logbun_logging._process.counters import Counters
 from logbun_logging._tenancy.breaker import LARGEST_BATCH, CircuitBreaker
 from logbun_logging._tenancy.databases import Databases, Target
@@ -34,11 +31,7 @@ from logbun_logging.errors import (
 )
 from logbun_logging.event import decode_event
 
-__all__ = ["Delivery", "Outcome", "TimedCalls", "Verdict", "is_outage"]
-
-#: Calls that hang at the same time before no more are made: of all databases, and of one.
-_MAX_HANGING: Final = 64
-_MAX_HANGING_EACH: Final = 4
+__all__ = ["Delivery", "Outcome", "Verdict", "is_outage"]
 
 
 class Verdict(Enum):
@@ -62,149 +55,6 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, AdapterUnavailableError | ConfigurationError | OSError | TimeoutError)
 
 
-class TimedCalls:
-    """Runs calls with a time-out, on threads that are kept for the next call.
-
-    A call that does not return in time keeps its thread, which ends when the call does.
-
-    Args:
-        name: of the threads.
-        option: which sets the time-out, for the message.
-    """
-
-    def __init__(self, name: str, option: str = "insert_timeout") -> None:
-        self._name = name
-        self._option = option
-        self._idle: queue.SimpleQueue[_Runner] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        #: Calls that were given up and have not returned, by database. Written under the lock.
-        self._hanging: Counter[Hashable] = Counter()
-
-    @property
-    def hanging(self) -> int:
-        """Calls that were given up and have not returned."""
-        with self._lock:
-            return self._hanging.total()
-
-    def run(
-        self,
-        call: Callable[[], Any],
-        timeout: float,
-        database: Hashable = None,
-        late: Callable[[], None] = lambda: None,
-    ) -> Any:
-        """Return what *call* returns, or raise what it raises.
-
-        What it raises that is no :class:`Exception`, as ``SystemExit`` or a driver's time-out, is
-        the end of that call and not of the thread that waits for it: a RuntimeError.
-
-        Args:
-            call: what to run.
-            timeout: in seconds.
-            database: whose calls hang together: one that hangs stops no call of another.
-            late: called, on the call's thread, when it works after it was given up.
-
-        Raises:
-            BusyError: too many calls hang already.
-            NoAnswerError: it did not return within *timeout* seconds.
-        """
-        with self._lock:
-            if self._hanging[database] >= _MAX_HANGING_EACH:
-                raise BusyError(f"{_MAX_HANGING_EACH} calls to the database hang already")
-            if self._hanging.total() >= _MAX_HANGING:
-                raise BusyError(f"{_MAX_HANGING} calls to databases hang already")
-        result = _Result(call, database, late)
-        runner = self._runner()
-        if runner is None:
-            result.run()
-            return result.get()
-        runner.calls.put(result)
-        if not result.done.wait(timeout):
-            with self._lock:
-                if not result.done.is_set():
-                    result.abandoned = True
-                    self._hanging[database] += 1
-                    raise NoAnswerError(f"no answer within {self._option}={timeout:g} s")
-        self._idle.put(runner)
-        return result.get()
-
-    def _runner(self) -> _Runner | None:
-        """Return an idle thread or a new one; None at the interpreter's end, which refuses it."""
-        with suppress(queue.Empty):
-            return self._idle.get_nowait()
-        if sys.is_finalizing():
-            return None
-        runner = _Runner(self._finish)
-        try:
-            threading.Thread(target=runner.loop, name=self._name, daemon=True).start()
-        except RuntimeError:  # refused already at the end of the main thread, by Python 3.12
-            return None
-        return runner
-
-    def _finish(self, result: _Result) -> bool:
-        """Hand a result over; return False if nobody waits for it any more."""
-        with self._lock:
-            result.done.set()
-            if not result.abandoned:
-                return True
-            self._hanging[result.database] -= 1
-            self._hanging += Counter()  # forgets those that hang no more
-        if result.error is None:
-            result.late()
-        return False
-
-    def close(self) -> None:
-        """Let the idle threads end."""
-        with suppress(queue.Empty):
-            while True:
-                self._idle.get_nowait().calls.put(None)
-
-
-class _Result:
-    __slots__ = ("_call", "_value", "abandoned", "database", "done", "error", "late")
-
-    def __init__(
-        self, call: Callable[[], Any], database: Hashable, late: Callable[[], None]
-    ) -> None:
-        self._call: Callable[[], Any] | None = call
-        self._value: Any = None
-        self.database = database
-        self.late = late
-        self.done = threading.Event()
-        self.error: BaseException | None = None
-        self.abandoned = False
-
-    def run(self) -> None:
-        assert self._call is not None  # noqa: S101 - for the type checker
-        try:
-            self._value = self._call()
-        except BaseException as error:
-            self.error = error
-        self._call = None  # a waiting thread keeps no batch alive
-
-    def get(self) -> Any:
-        if self.error is None:
-            return self._value
-        if isinstance(self.error, Exception):
-            raise self.error
-        raise RuntimeError(f"the call ended by {_text(self.error)}") from self.error
-
-
-class _Runner:
-    __slots__ = ("_finish", "calls")
-
-    def __init__(self, finish: Callable[[_Result], bool]) -> None:
-        self._finish = finish
-        self.calls: queue.SimpleQueue[_Result | None] = queue.SimpleQueue()
-
-    def loop(self) -> None:
-        while (result := self.calls.get()) is not None:
-            result.run()
-            if not self._finish(result):
-                return
-            del result
-
-
 class Delivery:
     """Inserts batches through the adapters that the databases lend.
 
@@ -222,7 +72,7 @@ class Delivery:
         counters: Counters,
         timeout: float,
         recovered: Callable[[], None],
-        most_hanging: int = _MAX_HANGING,
+        most_hanging: int = MAX_HANGING,
     ) -> None:
         self._databases = databases
         self._counters = counters

@@ -1,8 +1,9 @@
-"""The maintenance thread: everything that brings events back that did not go straight through.
+"""The maintenance thread: it brings back events that did not reach the database at once.
 
-It adopts the WAL folders of dead processes, reads back what was deferred in our own, and scans the
-DLQ: soon after the start, at every interval, and as soon as a database that was down takes events
-again. Only one pass runs at a time, whoever asks for it.
+It opens the database, lets the recovery read WAL files back, and lets the scanner try the dead
+letters: soon after the start, at every interval, and when a database that was down takes events
+again. The invariant: one pass at a time, whichever thread makes it. The runtime starts and stops
+it; the parts below it never call it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from logbun_logging._engine.dead_letters import DlqScanner
+from logbun_logging._engine.dead_letters import DeadLetterScanner
 from logbun_logging._engine.recovery import Recovery
 from logbun_logging._engine.reporting import Reporter
 from logbun_logging._engine.threads import Threads
@@ -20,30 +21,33 @@ from logbun_logging._process.worker import WorkerThread
 from logbun_logging._storage.dlq import DeadLetterQueue
 from logbun_logging.options import RetryOptions
 
-__all__ = ["Redelivery"]
+__all__ = ["Maintenance"]
 
-#: How long the DLQ is left alone when it takes nothing, in seconds.
+#: How long the DLQ is left alone after it has refused a file, in seconds.
 _REFUSED_PAUSE = 5.0
 
-#: How long a pass that is asked for waits for the one under way, in seconds.
+#: How long a requested pass waits for the one under way, in seconds.
 _PASS_WAIT = 1.0
 
-#: How often the thread looks whether something has to be done, in seconds.
+#: Seconds between two ticks of the thread.
 _TICK = 0.5
 
 
-class Redelivery:
+class Maintenance:
     """Recovery and DLQ scans of one process.
+
+    Application threads call :meth:`run_pass`, :meth:`retry`, :meth:`wake` and
+    :meth:`request_scan`; flush workers and callers of ``flush`` the last two as well.
 
     Args:
         recovery: reads WAL files back.
         dlq: where dead letters are.
         scanner: tries them.
         retry: times and bounds of the scans.
-        bootstrap: opens the database; returns whether it is open.
+        open_database: opens the database unless it is open; returns whether it is.
         counters: what happened.
         reporter: told of problems.
-        maintain: called at every look.
+        maintain: called once a tick.
         stopping: set when the thread is to end.
         clock: monotonic seconds.
     """
@@ -53,9 +57,9 @@ class Redelivery:
         *,
         recovery: Recovery,
         dlq: DeadLetterQueue,
-        scanner: DlqScanner,
+        scanner: DeadLetterScanner,
         retry: RetryOptions,
-        bootstrap: Callable[[], bool],
+        open_database: Callable[[], bool],
         counters: Counters,
         reporter: Reporter,
         maintain: Callable[[], None] = lambda: None,
@@ -66,15 +70,17 @@ class Redelivery:
         self._dlq = dlq
         self._scanner = scanner
         self._retry = retry
-        self._bootstrap = bootstrap
+        self._open_database = open_database
         self._counters = counters
         self._reporter = reporter
         self._maintain = maintain
         self._clock = clock
-        self._pass_lock = threading.Lock()
+        self._pass_lock = threading.Lock()  # held during a pass
         self._wake = threading.Event()
         self._stopping = stopping
-        self._scan_soon = False
+        # Two flags that any thread reads and, as single assignments, writes without a lock. A scan
+        # sets the second before it clears the first, so that a reader always sees one of them.
+        self._scan_requested = False
         self._scanning = False
         self._worker: WorkerThread | None = None  # written by start alone
 
@@ -88,30 +94,30 @@ class Redelivery:
         """There is a thread."""
         return self._worker is not None and self._worker.alive
 
-    def scan_soon(self) -> None:
-        """Ask for a DLQ scan now: the database is back."""
-        self._scan_soon = True
+    def request_scan(self) -> None:
+        """Ask for a DLQ scan now, for example because the database is back."""
+        self._scan_requested = True
         self._wake.set()
 
     @property
     def scanning(self) -> bool:
-        """A scan that was asked for has not ended yet."""
-        return self._scan_soon or self._scanning
+        """A requested scan has not ended yet."""
+        return self._scan_requested or self._scanning
 
     def waits_for_dlq(self) -> bool:
-        """Tell whether what is deferred waits for room in the DLQ, which has not taken it.
+        """Tell whether deferred records wait because the DLQ has refused them.
 
-        It is read back again after a pause, and as soon as a file leaves the DLQ.
+        They are read back again after a pause.
         """
         pause = time.monotonic() < self._recovery.read_deferred_at + _REFUSED_PAUSE
         return pause and self._dlq.refused_at >= self._recovery.read_deferred_at
 
     def wake(self) -> None:
-        """Look now whether something has to be done."""
+        """Start the next tick now."""
         self._wake.set()
 
     def stop(self, timeout: float) -> None:
-        """End the thread; adopted folders that are not done are left to others."""
+        """End the thread; adopted folders with records left are given back."""
         self._stopping.set()
         self._wake.set()
         if self._worker is not None:
@@ -119,14 +125,14 @@ class Redelivery:
         self._recovery.close()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's locks."""
+        """In a forked child: close the descriptors that hold the parent's locks."""
         self._recovery.abandon()
         self._dlq.abandon()
 
     def run_pass(self) -> bool:
         """Recover and scan once; return False if a pass is running already.
 
-        The thread itself looks at the WAL at each tick, which is no pass: that is waited for.
+        The thread holds the lock during a tick as well. A tick is short, so this waits for it.
         """
         if not self._pass_lock.acquire(timeout=_PASS_WAIT):
             return False
@@ -138,8 +144,8 @@ class Redelivery:
             self._pass_lock.release()
         return True
 
-    def deliver_deferred(self, deliver: Callable[[], None]) -> None:
-        """Read back what was deferred, and deliver it, on this thread: there is no other.
+    def read_back_here(self, deliver: Callable[[], None]) -> None:
+        """Read deferred records back and deliver them, on this thread: no other one is left.
 
         Args:
             deliver: delivers what is in memory.
@@ -155,7 +161,7 @@ class Redelivery:
         while not self._stopping.is_set():
             try:
                 self._maintain()
-                opened = self._bootstrap()
+                opened = self._open_database()
                 now = self._clock()
                 with self._pass_lock:
                     self._recovery.maintain()
@@ -164,22 +170,20 @@ class Redelivery:
                         self._recovery.run()
                     elif opened and not self.waits_for_dlq():
                         self._recovery.read_deferred()
-                    if now >= next_scan or (self._scan_soon and opened):
+                    if now >= next_scan or (self._scan_requested and opened):
                         next_scan = now + self._retry.scan_interval
                         self._scan()
                 pause = _TICK
-            except BaseException as error:  # whatever a disk or an adapter can do
+            except BaseException as error:  # a driver may raise anything
                 pause = min(30.0, max(1.0, pause * 2))
                 reason = f"{type(error).__name__}: {error}"
                 self._reporter.report("maintenance_failed", reason=reason)
             self._wake.wait(pause)
             self._wake.clear()
 
-    # ── the DLQ ──
-
     def _scan(self, *, by_hand: bool = False) -> int:
         """Try the dead letters; never two scans at a time."""
-        self._scanning, self._scan_soon = True, False
+        self._scanning, self._scan_requested = True, False
         try:
             self._recovery.check()
             return self._scanner.scan(by_hand=by_hand)

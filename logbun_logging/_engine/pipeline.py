@@ -17,17 +17,18 @@ from functools import partial
 from typing import Final
 
 from logbun_logging._encoding.encoder import EventEncoder
-from logbun_logging._engine.dead_letters import DlqScanner
-from logbun_logging._engine.delivery import Delivery, TimedCalls
+from logbun_logging._engine.dead_letters import DeadLetterScanner
+from logbun_logging._engine.delivery import Delivery
 from logbun_logging._engine.flushing import Flusher
 from logbun_logging._engine.late import LateEvents
-from logbun_logging._engine.maintenance import Redelivery
+from logbun_logging._engine.maintenance import Maintenance
 from logbun_logging._engine.packing import packed
 from logbun_logging._engine.recovery import Recovery
 from logbun_logging._engine.reporting import Reporter
 from logbun_logging._engine.scheduler import Admission, Buffers
 from logbun_logging._engine.source import GONE, KEPT, QUEUE, QUEUE_UNSAFE, Source, Submission
 from logbun_logging._engine.threads import Threads
+from logbun_logging._engine.timed_calls import TimedCalls
 from logbun_logging._process import forks
 from logbun_logging._process.counters import Counters
 from logbun_logging._storage.dlq import DeadLetterQueue
@@ -167,7 +168,7 @@ class Pipeline:
             reporter=self.reporter,
         )
         stopping = threading.Event()
-        scanner = DlqScanner(
+        scanner = DeadLetterScanner(
             dlq=self.dlq,
             delivery=self.delivery,
             retry=options.retry,
@@ -186,12 +187,12 @@ class Pipeline:
             reporter=self.reporter,
             stopping=stopping,
         )
-        self.redelivery = Redelivery(
+        self.maintenance = Maintenance(
             recovery=self.recovery,
             dlq=self.dlq,
             scanner=scanner,
             retry=options.retry,
-            bootstrap=self._bootstrap,
+            open_database=self._bootstrap,
             maintain=self._maintain_alone,
             counters=self.counters,
             reporter=self.reporter,
@@ -318,7 +319,7 @@ class Pipeline:
             forks.at_child_exit(self, lambda found: found.shutdown(found.options.flush_timeout))
 
     def _start_threads(self) -> None:
-        self.redelivery.start(self.threads)
+        self.maintenance.start(self.threads)
         self.retention.start(self.threads)
         if self.durable:
             self.wal.start(self.threads.start)
@@ -382,9 +383,9 @@ class Pipeline:
             more = self._more_to_come() or more
             if not delivered or not more or time.monotonic() >= deadline:
                 break
-            if not self.redelivery.running:  # the thread that does it could not be started yet
+            if not self.maintenance.running:  # the thread that does it could not be started yet
                 break
-            self.redelivery.wake()
+            self.maintenance.wake()
             self._finished.wait(_LOOK)
         lost = self._lost_since_last_look()
         delivered = delivered and not (more or self.recovery.deferred() or lost)
@@ -396,10 +397,10 @@ class Pipeline:
         for source in self.sources:
             source.stop(_LISTENER_WAIT)
         self._run_here()
-        if not self.redelivery.running and self.recovery.deferred():
+        if not self.maintenance.running and self.recovery.deferred():
             if not self.opened.is_set():
                 self._open_database()
-            self.redelivery.deliver_deferred(self._run_here)
+            self.maintenance.read_back_here(self._run_here)
         self._start_sources()
         return not self.buffers.events and not self.recovery.deferred()
 
@@ -411,11 +412,11 @@ class Pipeline:
         if self.bootstrap_error is not None or not self.databases.healthy():
             return False  # the rest waits in files until there is a database
         if self.recovery.running or (
-            self.recovery.deferred() and not self.redelivery.waits_for_dlq()
+            self.recovery.deferred() and not self.maintenance.waits_for_dlq()
         ):
             return True
         self._ask_back()
-        return self.redelivery.scanning
+        return self.maintenance.scanning
 
     def _lost_since_last_look(self) -> bool:
         """Tell whether events were lost since ``flush`` looked last."""
@@ -425,7 +426,7 @@ class Pipeline:
     def _ask_back(self) -> None:
         if self.flusher.spilled:
             self.flusher.spilled = False
-            self.redelivery.scan_soon()
+            self.maintenance.request_scan()
 
     def shutdown(self, timeout: float) -> bool:
         """Flush, acknowledge, stop, close; return whether everything was delivered in time.
@@ -473,7 +474,7 @@ class Pipeline:
         if not delivered:
             self._leave_behind(deadline)
         self.threads.close()
-        self._close(lambda: self.redelivery.stop(_left(deadline)), deadline)
+        self._close(lambda: self.maintenance.stop(_left(deadline)), deadline)
         if self.recovery.unfinished() or self._lost_since_last_look():
             delivered = False
         self.retention.stop(min(_RETENTION_WAIT, _left(deadline)))
@@ -559,11 +560,11 @@ class Pipeline:
 
     def _retry_dead_letters(self, name: str | None) -> int:
         self.start()
-        return self.redelivery.retry(name)
+        return self.maintenance.retry(name)
 
     def _recovered(self) -> None:
         self.reporter.report("database_recovered")
-        self.redelivery.scan_soon()
+        self.maintenance.request_scan()
 
     def _pool_failed(self, name: str, error: BaseException) -> None:
         self.reporter.report(name, reason=f"{type(error).__name__}: {error}")
@@ -574,7 +575,7 @@ class Pipeline:
         """In a forked child: let go of everything of the parent's, and be as new."""
         self.wal.abandon()
         self.late.abandon()
-        self.redelivery.abandon()
+        self.maintenance.abandon()
         self.retention.abandon()
         self.databases.after_fork()
         self._build()

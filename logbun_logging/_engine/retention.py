@@ -28,9 +28,9 @@ from cronsim import CronSim
 from msgspec.structs import replace
 
 from logbun_logging._engine.clock import PROBATION, Belief, ClockWatch, running_time, utc_clock
-from logbun_logging._engine.delivery import TimedCalls
 from logbun_logging._engine.reporting import Reporter
 from logbun_logging._engine.threads import Threads
+from logbun_logging._engine.timed_calls import TimedCalls
 from logbun_logging._process.counters import Counters
 from logbun_logging._process.worker import WorkerThread
 from logbun_logging._storage.files import PRIVATE_FILE, make_folder, try_lock

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from logbun_logging import AdapterUnavailableError, RejectedEventsError
-from logbun_logging._engine.dead_letters import DlqScanner
+from logbun_logging._engine.dead_letters import DeadLetterScanner
 from logbun_logging._engine.delivery import Delivery
 from logbun_logging._engine.reporting import Reporter
 from logbun_logging._process.counters import Counters
@@ -63,7 +63,7 @@ def make(folder, adapter, *, databases=None, tenant_required=False, **retry):
     databases = databases or SingleDatabase(adapter)
     delivery = Delivery(databases, counters, 10.0, lambda: None)
     reporter = Reporter("test", lambda name, details: happened.append((name, details)), counters)
-    scanner = DlqScanner(
+    scanner = DeadLetterScanner(
         dlq=queue,
         delivery=delivery,
         retry=RetryOptions(**{"scan_interval": 60.0, "max_scan_attempts": 3, **retry}),

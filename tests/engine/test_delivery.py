@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import pytest
 
 from logbun_logging import AdapterUnavailableError, BatchTooLargeError
-from logbun_logging._engine.delivery import Delivery, TimedCalls, Verdict
+from logbun_logging._engine.delivery import Delivery, Verdict
 from logbun_logging._process.counters import Counters
 from logbun_logging._tenancy.databases import SingleDatabase
 from logbun_logging.event import AuditEvent, encode_event
@@ -101,16 +100,6 @@ def test_an_insert_that_nobody_awaits_has_stored_nothing(make_delivery):
     outcome = make_delivery(Asynchronous()).attempt([("t", payloads(1))])
     assert outcome.verdict is Verdict.FAILED
     assert "a coroutine" in outcome.reason
-
-
-def test_a_call_that_works_after_it_was_given_up_is_told_of():
-    calls, gate, late = TimedCalls("test"), threading.Event(), threading.Event()
-    with pytest.raises(AdapterUnavailableError, match="no answer"):
-        calls.run(gate.wait, 0.01, "db", late.set)
-    gate.set()
-    assert late.wait(10)
-    assert wait_until(lambda: calls.hanging == 0)
-    calls.close()
 
 
 def test_a_database_that_hung_is_asked_again_as_soon_as_it_has_answered(make_delivery):

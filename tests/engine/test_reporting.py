@@ -8,15 +8,12 @@ import threading
 
 import pytest
 
-from logbun_logging._engine.delivery import TimedCalls
 from logbun_logging._engine.queue import RecordQueue
 from logbun_logging._engine.report_kinds import REPORTS
 from logbun_logging._engine.reporting import LOGGER_NAME, Reporter
 from logbun_logging._process.counters import Counters
 from logbun_logging._storage.wal import WalRemovedError
 from logbun_logging._tenancy.breaker import CircuitBreaker
-from logbun_logging.adapters import create_adapter
-from logbun_logging.errors import AdapterUnavailableError, BusyError, ConfigurationError
 from logbun_logging.logger import AuditLogger
 from logbun_logging.query import ALL_TENANTS
 from tests.fakes import SharedMemoryAdapter, wait_until
@@ -326,35 +323,6 @@ def test_the_breaker_opens_lets_one_try_and_closes():
     assert not breaker.succeeded()
 
 
-def test_a_call_that_hangs_costs_its_thread_and_no_other():
-    calls, gate = TimedCalls("test"), threading.Event()
-    with pytest.raises(AdapterUnavailableError, match=r"insert_timeout=0\.01"):
-        calls.run(gate.wait, 0.01)
-    assert calls.run(lambda: 5, 5) == 5
-    with pytest.raises(ValueError, match="mine"):
-        calls.run(lambda: (_ for _ in ()).throw(ValueError("mine")), 5)
-    gate.set()
-    calls.close()
-
-
-def test_too_many_hanging_calls_are_refused():
-    calls, gate = TimedCalls("test"), threading.Event()
-    for _ in range(4):
-        with pytest.raises(AdapterUnavailableError):
-            calls.run(gate.wait, 0.001, "db")
-    with pytest.raises(BusyError, match="4 calls to the database hang already"):
-        calls.run(gate.wait, 5, "db")
-    assert calls.run(lambda: 1, 5, "other") == 1
-    assert calls.hanging == 4
-    for number in range(60):
-        with pytest.raises(AdapterUnavailableError):
-            calls.run(gate.wait, 0.001, f"db{number}")
-    with pytest.raises(BusyError, match="64 calls to databases hang already"):
-        calls.run(gate.wait, 5, "other")
-    gate.set()
-    calls.close()
-
-
 def test_the_queue_has_the_methods_of_the_stdlib_s():
     import queue
 
@@ -380,31 +348,6 @@ def test_a_broken_handler_does_not_break_the_call(make_logger, caplog):
     assert caplog.text.count("RuntimeError: broken") == 2
     assert "AuditLogger('test.audit" in caplog.text
     assert repr(ALL_TENANTS) == "ALL_TENANTS"
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("sqlite:///a.db?busy_timeout=soon", "busy_timeout"),
-        ("sqlite:///a.db?colour=red", "adapter.colour: there is no such option"),
-        ("sqlite:///acme.db#", "%23"),
-        ("sqlite:///acme.db#other", "%23"),
-        ("sqlite:///acme.db?", "%3F"),
-        ("sqlite:///acme.db?busy_timeout", "%3F"),
-        ("sqlite:///ac\nme.db", "control characters"),
-        ("sqlite:///ac%0Ame.db", "control characters"),
-        ("sqlite:///ac%00me.db", "control characters"),
-        ({"url": "oracle://x"}, "type"),
-    ],
-)
-def test_an_adapter_that_cannot_be_made_says_why(url, message):
-    with pytest.raises(ConfigurationError, match=message):
-        create_adapter(url)
-
-
-def test_a_url_may_carry_arguments(tmp_path):
-    adapter = create_adapter(f"sqlite:///{tmp_path}/a%20b.db?busy_timeout=2.5")
-    assert (adapter.path.name, adapter.busy_timeout) == ("a b.db", 2.5)
 
 
 def test_a_configuration_that_disables_other_loggers_silences_no_report(make_reporter, caplog):

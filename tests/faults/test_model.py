@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from logbun_logging._engine import recovery
-from logbun_logging._engine.dead_letters import DlqScanner
+from logbun_logging._engine.dead_letters import DeadLetterScanner
 from logbun_logging._engine.delivery import Delivery
 from logbun_logging._engine.flushing import Flusher
-from logbun_logging._engine.maintenance import Redelivery
+from logbun_logging._engine.maintenance import Maintenance
 from logbun_logging._engine.recovery import Recovery
 from logbun_logging._engine.reporting import Reporter
 from logbun_logging._engine.scheduler import Buffers
@@ -93,7 +93,7 @@ class Parts:
             rng=lambda: 0.5,
         )
         stopping = threading.Event()
-        scanner = DlqScanner(
+        scanner = DeadLetterScanner(
             dlq=self.dlq,
             delivery=self.delivery,
             retry=retry,
@@ -113,12 +113,12 @@ class Parts:
             stopping=stopping,
         )
         self.looks_left = math.inf
-        self.redelivery = Redelivery(
+        self.maintenance = Maintenance(
             recovery=self.recovery,
             dlq=self.dlq,
             scanner=scanner,
             retry=retry,
-            bootstrap=lambda: True,
+            open_database=lambda: True,
             counters=self.counters,
             reporter=reporter,
             stopping=stopping,
@@ -139,7 +139,7 @@ class Parts:
     def die(self):
         """Let go of everything as the kernel does."""
         self.wal.abandon()
-        self.redelivery.abandon()
+        self.maintenance.abandon()
         self.delivery.close()
 
 
@@ -212,7 +212,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def maintain(self):
         """Recover, read back, scan."""
-        assert self.parts.redelivery.run_pass()
+        assert self.parts.maintenance.run_pass()
 
     @rule()
     def requeue(self):
@@ -277,7 +277,7 @@ class Model(RuleBasedStateMachine):
         if killed:
             self.crash()
         self.parts.looks_left = looks
-        self.parts.redelivery.run_pass()
+        self.parts.maintenance.run_pass()
         if ends:
             self.shut_down(clean=False)
         else:
@@ -292,7 +292,7 @@ class Model(RuleBasedStateMachine):
             parts.flusher.run_here()
         for part in parts.buffers.drain():
             parts.flusher.leave_behind([part])
-        parts.redelivery.stop(0)
+        parts.maintenance.stop(0)
         parts.delivery.close()
         parts.wal.close()
         self.parts = Parts(self.folder, self.adapter, self.clock)
@@ -367,7 +367,7 @@ def test_recovery_may_be_broken_off_at_any_record(how):
                 real = model.parts.healthy
                 stop = model.parts.recovery._stopping.set
                 model.parts.recovery._healthy = lambda real=real, stop=stop: real() or not stop()
-            model.parts.redelivery.run_pass()
+            model.parts.maintenance.run_pass()
             model.everything_accepted_is_in_the_database_or_in_a_file()
             if how != "an outage":
                 model.shut_down(clean=False)

@@ -39,7 +39,7 @@ def locks_of(trail):
     parts = trail.pipeline
     yield trail_module._registry_lock
     yield parts._lifecycle
-    yield parts.redelivery._pass_lock
+    yield parts.maintenance._pass_lock
     yield parts.wal._files_lock
     yield parts.wal._sync_lock
     yield parts.wal._swap_lock
@@ -208,7 +208,7 @@ def test_the_next_scan_of_a_process_that_lives_on_delivers_what_a_killed_one_has
         return count
 
     monkeypatch.setattr(parts.recovery, "run", counted("run", parts.recovery.run))
-    monkeypatch.setattr(parts.redelivery, "_scan", counted("_scan", parts.redelivery._scan))
+    monkeypatch.setattr(parts.maintenance, "_scan", counted("_scan", parts.maintenance._scan))
     try:
         assert survivor.ready(30)
         workload = Workload(tmp_path, "r", "--outages", "0.5", "--flush-interval", "30")
