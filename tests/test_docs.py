@@ -22,6 +22,7 @@ from logbun_logging._process.counters import COUNTERS
 from logbun_logging.adapters import SQLiteAdapter
 from logbun_logging.adapters.sql import time_text
 from logbun_logging.testing import samples
+from tests.console import commands, shell, write_files
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -35,7 +36,9 @@ NEEDED = {"docs/reference/clickhouse.md": "chdb", "docs/reference/turso.md": "li
 
 
 def snippets(page):
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        r"^```python[^\n]*\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
 
 
 def run(program, folder):
@@ -68,6 +71,18 @@ def test_what_is_tried_first_may_be_tried_again(page, tmp_path):
     program = "\n".join(snippets(page))
     for _ in range(2):
         run(program, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_tutorial_prints_what_it_shows(tmp_path):
+    for module in ("typer", "fastapi", "uvicorn"):
+        pytest.importorskip(module, reason=f"{module} is missing: pip install -e '.[dev]'")
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    write_files(text, tmp_path)
+    with shell(tmp_path) as run_command:
+        for command, printed in commands(text):
+            if not command.startswith("pip install"):
+                run_command(command, printed)
 
 
 def test_the_quickstart_shows_what_it_did(tmp_path):
