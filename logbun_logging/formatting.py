@@ -8,7 +8,7 @@ the event instead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 
@@ -19,7 +19,7 @@ from logbun_logging._engine.intake import encode_record
 from logbun_logging._process.counters import Counters
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.event import CALL_FIELDS, AuditEvent, Entry, decode_event
-from logbun_logging.options import LimitOptions, parse_encoding
+from logbun_logging.options import LimitOptions, LimitOptionsDict, parse_encoding
 from logbun_logging.trail import AuditTrail, get_trail
 
 __all__ = ["AuditFormatter"]
@@ -52,7 +52,7 @@ class AuditFormatter(logging.Formatter):
         trail: AuditTrail | str | None = None,
         *,
         redact: Iterable[str] | Redactor | None = None,
-        limits: Mapping[str, int] | LimitOptions | None = None,
+        limits: LimitOptionsDict | LimitOptions | None = None,
     ) -> None:
         super().__init__()
         self._trail = trail

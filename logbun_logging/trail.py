@@ -31,7 +31,7 @@ from logbun_logging.errors import (
     TenantRequiredError,
 )
 from logbun_logging.event import AuditEvent, Entry
-from logbun_logging.options import TrailOptions, parse_options
+from logbun_logging.options import TrailOptions, TrailOptionsDict, parse_options
 from logbun_logging.query import (
     AllTenants,
     Filters,
@@ -93,13 +93,14 @@ class AuditTrail:
     side by side need two namespaces.
 
     Args:
-        **options: see the options page; ``namespace`` and ``adapter`` are required.
+        **options: see :class:`~logbun_logging.options.TrailOptionsDict`; ``namespace`` and
+            ``adapter`` are required.
 
     Raises:
         ConfigurationError: an option is not allowed.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[TrailOptionsDict]) -> None:
         forks.notice_fork()
         self.options: TrailOptions = parse_options(options)
         self._pipeline = Pipeline(self.options)

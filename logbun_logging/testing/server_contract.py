@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Final, Protocol, TypeVar
 
 import pytest
 
 from logbun_logging.adapters.base import Adapter
 from logbun_logging.errors import AdapterUnavailableError, NotReadyError
 from logbun_logging.event import AuditEvent
+from logbun_logging.options import RetryOptionsDict
 from logbun_logging.query import Pagination, make_filters
 from logbun_logging.testing import samples
 from logbun_logging.testing.contract import (
@@ -30,7 +31,12 @@ __all__ = ["Server", "ServerContract"]
 T = TypeVar("T")
 
 #: Retries that do not wait long, and scans that only come when they are asked for.
-_QUICK = {"max_retries": 1, "base_delay": 0.01, "scan_interval": 3600.0, "first_scan": 3600.0}
+_QUICK: Final[RetryOptionsDict] = {
+    "max_retries": 1,
+    "base_delay": 0.01,
+    "scan_interval": 3600.0,
+    "first_scan": 3600.0,
+}
 
 
 class Server(Protocol):

@@ -1,0 +1,81 @@
+"""One value against one type: a message that names the option, the value and what is allowed.
+
+:func:`check` reads the type as it stands beside a field (``Annotated[int, Meta(ge=1, le=100)]``,
+``Literal["always", "never"]``), so a bound is written once. Called for the options of a trail and
+for those of an adapter. What needs more than a type is in ``parsing``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from msgspec import Meta
+
+from logbun_logging.errors import ConfigurationError
+from logbun_logging.options.keywords import EventCallback
+
+__all__ = ["allowed_by", "check"]
+
+
+def check(option: str, value: Any, kind: Any) -> None:
+    """Check that *value* is one of those that the type *kind* allows.
+
+    A type that says nothing about its values allows all of them.
+
+    Raises:
+        ConfigurationError: it is not; the message names *option*.
+    """
+    allowed = allowed_by(kind)
+    if allowed is not None and not _fits(value, kind):
+        raise ConfigurationError(option, value, allowed)
+
+
+def allowed_by(kind: Any) -> str | None:
+    """Return in words which values the type *kind* allows; None if it does not restrict them."""
+    kind, meta = _parts(kind)
+    if meta.pattern is not None:
+        return meta.description
+    if (kind is int or kind is float) and meta.ge is not None and meta.le is not None:
+        noun = "a whole number" if kind is int else "a number"
+        return f"{noun} from {meta.ge:,} to {meta.le:,}"
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if kind is bool:
+        return "True or False"
+    if kind is str:
+        return "a string"
+    return "a callable" if _is_callable(kind) else None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if value is None:
+        return NoneType in get_args(kind)
+    kind, meta = _parts(kind)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if _is_callable(kind):
+        return callable(value)
+    if kind is int or kind is float:
+        kinds = int if kind is int else (int, float)
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        return number and bool(meta.ge <= value <= meta.le)
+    if not isinstance(value, kind):
+        return False
+    return meta.pattern is None or re.fullmatch(meta.pattern, value) is not None
+
+
+def _parts(kind: Any) -> tuple[Any, Meta]:
+    """Return the type itself, without "or None", and its bounds."""
+    if get_origin(kind) in {Union, UnionType}:
+        kind = next(one for one in get_args(kind) if one is not NoneType)
+    if get_origin(kind) is Annotated:
+        kind, meta = get_args(kind)
+        return kind, meta
+    return kind, Meta()
+
+
+def _is_callable(kind: Any) -> bool:
+    return get_origin(kind) is Callable or kind is EventCallback
