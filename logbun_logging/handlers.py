@@ -12,7 +12,7 @@ import logging.handlers
 import queue
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, Unpack, overload
+from typing import Any, Final, Unpack
 
 from logbun_logging._encoding.record import AuditRecord
 from logbun_logging._engine.intake import Intake, make_intake
@@ -27,7 +27,7 @@ from logbun_logging.listener import (
     overrides,
     submit_to_open,
 )
-from logbun_logging.options import TrailOptionsDict
+from logbun_logging.options import HandlerOptionsDict
 from logbun_logging.trail import AuditTrail
 
 __all__ = ["AuditQueueHandler", "AuditQueueListener", "BatchingAuditHandler"]
@@ -58,23 +58,18 @@ class AuditQueueHandler(logging.handlers.QueueHandler):
             in it is not copied. It may be bounded.
         trail: the trail to feed.
         **options: options of a new trail; see
-            :class:`~logbun_logging.options.TrailOptionsDict`.
+            :class:`~logbun_logging.options.HandlerOptionsDict`.
 
     Raises:
         ConfigurationError: an option is not allowed, or there is none.
     """
 
-    @overload
-    def __init__(self, queue: Any) -> None: ...
-
-    @overload
-    def __init__(self, *, trail: AuditTrail) -> None: ...
-
-    @overload
-    def __init__(self, **options: Unpack[TrailOptionsDict]) -> None: ...
-
     def __init__(
-        self, queue: Any = None, *, trail: AuditTrail | None = None, **options: Any
+        self,
+        queue: Any = None,
+        *,
+        trail: AuditTrail | None = None,
+        **options: Unpack[HandlerOptionsDict],
     ) -> None:
         own = trail is not None or bool(options)
         stock_put = not overrides(self, {"enqueue": logging.handlers.QueueHandler.enqueue})

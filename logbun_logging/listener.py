@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeGuard, Unpack, overload
+from typing import Any, Final, TypeGuard, Unpack
 
 from logbun_logging._encoding.record import AuditRecord
 from logbun_logging._engine.intake import encode_record, submit_unqueued
@@ -23,7 +23,7 @@ from logbun_logging._engine.reporting import LOGGER_NAME
 from logbun_logging._process.worker import WorkerThread
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.event import ACTION_AT, Entry
-from logbun_logging.options import TrailOptionsDict
+from logbun_logging.options import HandlerOptionsDict
 from logbun_logging.trail import AuditTrail
 
 __all__ = ["AuditQueueListener", "BatchingAuditHandler", "overrides", "submit_to_open"]
@@ -49,19 +49,15 @@ class BatchingAuditHandler(logging.Handler):
 
     Args:
         trail: the trail to feed, instead of options.
-        **options: see :class:`~logbun_logging.options.TrailOptionsDict`.
+        **options: see :class:`~logbun_logging.options.HandlerOptionsDict`.
 
     Raises:
         ConfigurationError: an option is not allowed.
     """
 
-    @overload
-    def __init__(self, *, trail: AuditTrail) -> None: ...
-
-    @overload
-    def __init__(self, **options: Unpack[TrailOptionsDict]) -> None: ...
-
-    def __init__(self, *, trail: AuditTrail | None = None, **options: Any) -> None:
+    def __init__(
+        self, *, trail: AuditTrail | None = None, **options: Unpack[HandlerOptionsDict]
+    ) -> None:
         super().__init__()
         self.trail = AuditTrail(**options) if trail is None else trail
         #: A handler in front of the queue hands every event over itself; set by that at its start.

@@ -22,6 +22,7 @@ from logbun_logging._process.counters import COUNTERS
 from logbun_logging.adapters import SQLiteAdapter
 from logbun_logging.adapters.sql import time_text
 from logbun_logging.testing import samples
+from tests import docs_tables
 from tests.console import commands, shell, write_files
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +132,15 @@ def test_the_sql_of_the_page_finds_what_it_says_and_uses_the_indexes(tmp_path):
         for query, found in zip(queries[:3], (1, 2, 3), strict=True):
             listed = query.replace("count(*)", "id")
             assert len(database.execute(listed).fetchall()) == found, query
+
+
+def test_the_tables_of_the_pages_are_those_of_the_source():
+    pages = docs_tables.pages()
+    assert pages
+    for page in pages:
+        assert docs_tables.updated(page.read_text()) == page.read_text(), (
+            f"{page.name}: run python -m tests.docs_tables"
+        )
 
 
 def test_every_counter_and_every_report_is_explained():

@@ -1,4 +1,4 @@
-"""Queries, options, life, and the promises at volume."""
+"""Queries, life, and the promises at volume."""
 
 from __future__ import annotations
 
@@ -23,16 +23,13 @@ from logbun_logging import (
     ALL_TENANTS,
     AuditLogger,
     AuditTrail,
-    ConfigurationError,
     NotReadyError,
     QueryError,
     TenantRequiredError,
 )
-from logbun_logging._encoding.redaction import Redactor
 from logbun_logging.adapters._sql.select import select_page
 from logbun_logging.adapters.sqlite.adapter import SQLiteAdapter
 from logbun_logging.event import AuditEvent, decode_event, new_event_id, utc_timestamp
-from logbun_logging.options import BatchingOptions, parse_options
 from logbun_logging.query import Pagination, make_filters
 from tests.fakes import MemoryAdapter, wait_until
 
@@ -337,121 +334,6 @@ def test_an_older_table_is_brought_up_to_date(tmp_path, make_trail):
     ]
 
 
-BAD_OPTIONS = [
-    ({"namespace": "a/b"}, "namespace='a/b'"),
-    ({"namespace": None}, "namespace=None: namespace is required; allowed is 1 to 64"),
-    ({"adapter": None}, "adapter=None"),
-    ({"adapter": "nowhere"}, "adapter='nowhere'"),
-    ({"adapter": "sqlite://host/path"}, "sqlite:///"),
-    ({"adapter": {"type": "oracle"}}, "adapter.type='oracle'"),
-    ({"adapter": {"type": "sqlite", "pth": "x"}}, "adapter.pth: .*did you mean 'adapter.path'"),
-    ({"adapter": {"type": "sqlite"}}, "adapter.path is required; .*SQLiteAdapter"),
-    ({"max_size": 10}, "max_size: .*did you mean 'batching.max_size'"),
-    ({"days": 10}, "days: .*did you mean 'retention.days'"),
-    ({"pool": {"idle_timeout": 10.0}}, "pool=.*absent unless tenancy.mode='database_per_tenant'"),
-    (
-        {"batching": {"max_size": 2000, "max_queue_size": 1000}},
-        "batching.max_size=2000: allowed is at most batching.max_queue_size, which is 1,000",
-    ),
-    (
-        {"mode": "durable", "wal": {"max_bytes": 5_000_000}},
-        "wal.max_bytes=5000000: allowed is at least wal.segment_bytes, .* 8,388,608, or None",
-    ),
-    ({"mode": "durable", "wal": {"segment_bytes": None}}, "wal.segment_bytes=None"),
-    (
-        {"limits": {"max_payload_bytes": 200_000, "max_queued_bytes": 100_000}},
-        "limits.max_payload_bytes=200000: allowed is at most limits.max_queued_bytes, .* 100,000",
-    ),
-    ({"batching": {"max_size": 1001}}, "batching.max_size=1001"),
-    ({"batching": BatchingOptions(max_size=1001)}, "batching.max_size=1001"),
-    ({"retention": {"cron": "0 3 * * *"}}, "retention.cron='0 3 .*with retention.days or"),
-    (
-        {"adapter": "sqlite:///a.db?busytimeout=1"},
-        "adapter.busytimeout: .*'adapter.busy_timeout'",
-    ),
-    ({"adapter": {"type": "sqlite", "path": ":memory:"}}, "adapter.path=':memory:'"),
-    ({"adapter": object()}, "bulk_insert"),
-    ({"mode": "durble"}, "mode='durble'.*'volatile' or 'durable'"),
-    ({"fsync": "sometimes"}, "fsync='sometimes'.*'always' or 'interval' or 'never'"),
-    ({"mode": "volatile", "fsync": "always"}, "fsync='always'.*absent.*mode='durable'"),
-    ({"fsync": "interval"}, "fsync='interval'.*absent with mode='volatile'"),
-    ({"wal": {"segment_bytes": 4096}}, "wal=.*absent with mode='volatile'"),
-    ({"data_dir": 5}, "data_dir=5"),
-    ({"data_dir": ""}, "data_dir='': allowed is the path of a folder"),
-    ({"data_dir": "a\0b"}, "data_dir=.*the path of a folder"),
-    ({"data_dir": b"a"}, "data_dir=b'a'"),
-    ({"data_dir": "~nobody-of-that-name/x"}, "data_dir='~nobody"),
-    ({"adapter": {"type": "sqlite", "path": "a\0b"}}, "adapter.path="),
-    (
-        {"btching": {}},
-        "btching: there is no such option, did you mean 'batching'.*; allowed is one of name",
-    ),
-    ({"colour": 1}, "colour: there is no such option; allowed is one of namespace"),
-    ({"retry": {"max_retrys": 1}}, "retry.max_retrys: .*did you mean 'retry.max_retries'"),
-    ({"batching": 5}, "batching=5"),
-    ({"batching": {"max_size": 0}}, "batching.max_size=0.*from 1 to 10,000"),
-    ({"batching": {"max_size": True}}, "batching.max_size=True"),
-    ({"batching": {"size": 5}}, "batching.size.*max_size"),
-    ({"batching": {"flush_interval": "5"}}, "batching.flush_interval='5'"),
-    ({"batching": {"on_queue_full": "drop"}, "mode": "durable"}, "on_queue_full='drop'.*volatile"),
-    ({"retry": {"max_retries": -1}}, "retry.max_retries=-1"),
-    ({"retention": {"cron": "often"}}, "retention.cron='often'.*five-field"),
-    ({"retention": {"days": 1.5}}, "retention.days=1.5"),
-    ({"retention": {"tenants": {"t": 0}}}, r"retention.tenants\['t'\]=0"),
-    ({"tenancy": {"mode": "per_planet"}}, "tenancy.mode='per_planet'"),
-    ({"tenancy": {"mode": "database_per_tenant"}, "adapter": None}, "resolve_connection"),
-    ({"redact": "password"}, "redact='password'"),
-    ({"redact": ["tenant_id"]}, "redact='tenant_id'"),
-    ({"redact": ["metadata..x"]}, "redact='metadata..x': allowed is .* without an empty part"),
-    ({"batching": {"block_timeout": 2}}, "batching.block_timeout=2.*on_queue_full='block'"),
-    ({"adapter": object()}, "this object has no init, bulk_insert, query, prune, close; allowed"),
-    ({"adapter": SQLiteAdapter}, "this is a class: pass an object of it; allowed is"),
-    ({"unknown_fields": "raise"}, "unknown_fields='raise'.*'warn' or 'refuse' or 'allow'"),
-    ({"on_event": 5}, "on_event=5"),
-    ({"require_tenant_id": "yes"}, "require_tenant_id='yes'"),
-    ({"limits": {"max_string_bytes": 1}}, "limits.max_string_bytes=1"),
-]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"batching": {"max_queue_size": 10}},
-        {"batching": BatchingOptions(max_queue_size=10)},
-        {"batching": {"on_queue_full": "block", "block_timeout": 2}},
-        {"retention": {"days": None, "cron": "0 3 * * *"}},  # switched off, and said so
-        {"retention": {"tenants": {"t": 1}, "cron": "0 3 * * *"}},
-        {"adapter": None, "pool": {}, "tenancy": {"mode": "database_per_tenant",
-                                                  "resolve_connection": str}},
-    ],
-)  # fmt: skip
-def test_an_option_that_does_something_is_taken(tmp_path, options):
-    parse_options({"namespace": "test", "adapter": "sqlite:///a.db", **options})
-
-
-@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=range(len(BAD_OPTIONS)))
-def test_a_wrong_option_is_refused_at_set_up(tmp_path, options, message):
-    given = {"namespace": "test", "adapter": f"sqlite:///{tmp_path}/a.db", **options}
-    with pytest.raises(ConfigurationError, match=message):
-        AuditTrail(**given)
-
-
-def test_rules_are_added_to_those_that_redact_secrets_by_default():
-    def redacted(**options):
-        options = parse_options({"namespace": "n", "adapter": "sqlite:///a.db", **options})
-        redactor = options.redact
-        return [
-            name
-            for name in ("password", "ssn", "plan")
-            if redactor is not None and redactor(("metadata", name))
-        ]
-
-    assert redacted() == redacted(redact=None) == ["password"]
-    assert redacted(redact=["ssn"]) == ["password", "ssn"]
-    assert redacted(redact=Redactor(["ssn"])) == ["ssn"]
-    assert redacted(redact=[]) == []
-
-
 def test_days_are_of_the_tenant_as_it_is_stored(make_trail, make_logger):
     tenants = {"acme\0": 36_500, "x" * 3000: 36_500}
     trail = make_trail(retention={"days": 1, "tenants": tenants})
@@ -463,12 +345,6 @@ def test_days_are_of_the_tenant_as_it_is_stored(make_trail, make_logger):
     assert trail.flush(20)
     assert sum(trail.prune().values()) == 1
     assert {len(trail.query(tenant_id=tenant).logs) for tenant in tenants} == {1}
-
-
-def test_a_misspelt_option_is_refused_wherever_it_is_given(tmp_path):
-    for make in (logbun_logging.AuditQueueHandler, logbun_logging.BatchingAuditHandler):
-        with pytest.raises(ConfigurationError, match="did you mean 'namespace'"):
-            make(nmespace="test", adapter=f"sqlite:///{tmp_path}/a.db")
 
 
 def test_a_database_that_comes_late_gets_everything(make_trail, make_logger, tmp_path):

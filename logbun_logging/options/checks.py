@@ -17,7 +17,7 @@ from msgspec import Meta
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.options.keywords import EventCallback
 
-__all__ = ["allowed_by", "check"]
+__all__ = ["allowed_by", "bounds", "check"]
 
 
 def check(option: str, value: Any, kind: Any) -> None:
@@ -35,7 +35,7 @@ def check(option: str, value: Any, kind: Any) -> None:
 
 def allowed_by(kind: Any) -> str | None:
     """Return in words which values the type *kind* allows; None if it does not restrict them."""
-    kind, meta = _parts(kind)
+    kind, meta = bounds(kind)
     if meta.pattern is not None:
         return meta.description
     if (kind is int or kind is float) and meta.ge is not None and meta.le is not None:
@@ -53,21 +53,23 @@ def allowed_by(kind: Any) -> str | None:
 def _fits(value: Any, kind: Any) -> bool:
     if value is None:
         return NoneType in get_args(kind)
-    kind, meta = _parts(kind)
+    kind, meta = bounds(kind)
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if _is_callable(kind):
         return callable(value)
     if kind is int or kind is float:
         kinds = int if kind is int else (int, float)
-        number = isinstance(value, kinds) and not isinstance(value, bool)
-        return number and bool(meta.ge <= value <= meta.le)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            return False
+        above = meta.ge is None or value >= meta.ge
+        return above and (meta.le is None or value <= meta.le)
     if not isinstance(value, kind):
         return False
     return meta.pattern is None or re.fullmatch(meta.pattern, value) is not None
 
 
-def _parts(kind: Any) -> tuple[Any, Meta]:
+def bounds(kind: Any) -> tuple[Any, Meta]:
     """Return the type itself, without "or None", and its bounds."""
     if get_origin(kind) in {Union, UnionType}:
         kind = next(one for one in get_args(kind) if one is not NoneType)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypeAlias, TypedDict, Union
 
 from logbun_logging._encoding.redaction import Redactor
 from logbun_logging._encoding.unknown_fields import UnknownFieldsMode
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterSpec",
     "BatchingOptionsDict",
+    "CommonOptionsDict",
     "DlqOptionsDict",
     "EventCallback",
     "FsyncPolicy",
     "FullPolicy",
+    "HandlerOptionsDict",
     "LimitOptionsDict",
     "Mode",
     "PoolOptionsDict",
@@ -45,7 +47,7 @@ FullPolicy = Literal["dlq", "drop", "block"]
 TenancyMode = Literal["single_database", "database_per_tenant"]
 
 #: How a user names a database: by a URL, by a mapping with ``type``, or by an adapter object.
-AdapterSpec: TypeAlias = "str | Mapping[str, Any] | Adapter"
+AdapterSpec: TypeAlias = Union[str, Mapping[str, Any], "Adapter"]
 
 
 class EventCallback(Protocol):
@@ -240,14 +242,9 @@ class DlqOptionsDict(TypedDict, total=False):
     """
 
 
-class TrailOptionsDict(TypedDict, total=False):
-    """All options of :class:`~logbun_logging.AuditTrail` and of the handlers."""
+class CommonOptionsDict(TypedDict, total=False):
+    """The options that have the same type in every constructor."""
 
-    namespace: Required[str]
-    """Name of the trail; its files are kept apart from those of all other namespaces.
-
-    Required. Allowed: 1 to 64 characters of A-Z a-z 0-9 _ -.
-    """
     adapter: AdapterSpec
     """The database: a URL such as ``"sqlite:///audit.db"``, a mapping with ``type``, or an adapter
     object. Refused with ``tenancy.mode="database_per_tenant"``.
@@ -310,7 +307,7 @@ class TrailOptionsDict(TypedDict, total=False):
     """Key names or dotted paths whose values are never written, beside the usual names of secrets.
     ``[]`` switches all redaction off.
 
-    Default: ``None``.
+    Default: the usual names of secrets.
     """
     unknown_fields: UnknownFieldsMode
     """Which names that are no event field are reported: misspelt ones (``"warn"``), all
@@ -323,4 +320,27 @@ class TrailOptionsDict(TypedDict, total=False):
     a thread of its own.
 
     Default: ``None``.
+    """
+
+
+class TrailOptionsDict(CommonOptionsDict):
+    """All options of :class:`~logbun_logging.AuditTrail`."""
+
+    namespace: Required[str]
+    """Name of the trail; its files are kept apart from those of all other namespaces.
+
+    Required. Allowed: 1 to 64 characters of A-Z a-z 0-9 _ -.
+    """
+
+
+class HandlerOptionsDict(CommonOptionsDict, total=False):
+    """The options of a handler that makes its own trail: those of the trail.
+
+    A handler that is given a trail or a queue takes none of them.
+    """
+
+    namespace: str
+    """Name of the trail; its files are kept apart from those of all other namespaces.
+
+    Required. Allowed: 1 to 64 characters of A-Z a-z 0-9 _ -.
     """
