@@ -25,7 +25,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 HEAVY = {
     "chdb": lambda: importlib.util.find_spec("chdb"),
     "libsql-client": lambda: importlib.util.find_spec("libsql_client"),
-    "libsql": lambda: importlib.util.find_spec("libsql"),
     "litestar": lambda: importlib.util.find_spec("litestar"),
     "uwsgi": lambda: shutil.which("uwsgi", path=str(Path(sys.executable).parent)),
     "npm, for the libSQL server": lambda: shutil.which("npm"),

@@ -15,7 +15,6 @@ NOT_TESTED = {
     "dev-all": "the same",
     "docs": "tools as well",
     "turso": "pinned to one version",
-    "libsql": "needs a server",
     "chdb": "the engine is 500 MB",
     "cli": "the oldest typer uses what the newest click warns of",
     "celery": "its workers take minutes to start and end",

@@ -92,9 +92,6 @@ class SQLite(Backend):
 class LibSQL(Backend):
     """A libSQL server, over HTTP; the bare driver inserts 500 rows a statement, all in a batch."""
 
-    scheme = "http"
-    driver = "libsql-client"
-
     def __init__(self, folder):
         super().__init__(folder)
         self.server = sqld.Sqld(sqld.binary(), folder)
@@ -103,7 +100,7 @@ class LibSQL(Backend):
         self.server.stop()
 
     def adapter(self):
-        return TursoAdapter(self.server.url(self.scheme), driver=self.driver)
+        return TursoAdapter(self.server.url())
 
     def rows(self, events):
         parts = [events[start : start + 500] for start in range(0, len(events), 500)]
@@ -118,33 +115,13 @@ class LibSQL(Backend):
     def open_bare(self):
         import libsql_client
 
-        self.connection = libsql_client.create_client_sync(self.server.url(self.scheme))
+        self.connection = libsql_client.create_client_sync(self.server.url())
 
     def bare(self, rows):
         self.connection.batch(rows)
 
     def close_bare(self):
         self.connection.close()
-
-
-class LibSQLWebSocket(LibSQL):
-    scheme = "ws"
-
-
-class LibSQLProcess(LibSQL):
-    """The same with libsql: beside it, the adapter's is in a process of its own."""
-
-    driver = "libsql"
-
-    def open_bare(self):
-        import libsql
-
-        self.connection = libsql.connect(self.server.url(), auth_token="")
-
-    def bare(self, rows):
-        for statement, values in rows:
-            self.connection.execute(statement, values)
-        self.connection.commit()
 
 
 class Chdb(Backend):
@@ -233,9 +210,7 @@ class Postgres(Backend):
 BACKENDS: dict[str, type[Backend]] = {
     "sqlite": SQLite,
     "postgres": Postgres,
-    "libsql-http": LibSQL,
-    "libsql-ws": LibSQLWebSocket,
-    "libsql-process": LibSQLProcess,
+    "libsql": LibSQL,
     "chdb": Chdb,
     "clickhouse-http": ClickHouseHTTP,
 }

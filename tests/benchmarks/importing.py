@@ -12,7 +12,7 @@ from functools import partial
 from tests.benchmarks.harness import Figure, interleave, report
 
 ROUNDS = 15
-DRIVERS = ("sqlite_utils", "libsql_client", "libsql", "clickhouse_connect", "chdb", "structlog")
+DRIVERS = ("sqlite_utils", "libsql_client", "clickhouse_connect", "chdb", "structlog")
 
 
 def start_of(code: str, cache: str) -> float:

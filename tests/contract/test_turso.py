@@ -1,4 +1,4 @@
-"""TursoAdapter keeps the contract with a real libSQL server, over each protocol and driver."""
+"""TursoAdapter keeps the contract with a real libSQL server, and for a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from logbun_logging.testing.contract import read
 from tests.contract import sqld
 from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_row
 
-pytestmark = sqld.needs_drivers
+pytestmark = sqld.needs_driver
 
 #: Well below what the contract waits for an answer.
 TIMEOUT = 3.0
@@ -33,11 +33,8 @@ def namespaces_server(start_sqld):
     return server
 
 
-class OnServer(ServerContract):
-    """What the protocols and drivers have in common; the server takes nobody without a token."""
-
-    scheme = "http"
-    driver = "libsql-client"
+class TestOverHTTP(ServerContract):
+    """The server takes no call without a token."""
 
     @pytest.fixture
     def server(self, guarded_server):
@@ -45,15 +42,15 @@ class OnServer(ServerContract):
         return guarded_server
 
     def adapter_of(self, url, **options):
-        return TursoAdapter(url, driver=self.driver, timeout=TIMEOUT, **options)
+        return TursoAdapter(url, timeout=TIMEOUT, **options)
 
     @pytest.fixture
     def make_adapter(self, server):
-        return lambda: self.adapter_of(server.url(self.scheme), auth_token=server.token())
+        return lambda: self.adapter_of(server.url(), auth_token=server.token())
 
     @pytest.fixture
     def unreachable_adapter(self):
-        return self.adapter_of(f"{self.scheme}://127.0.0.1:1")
+        return self.adapter_of("http://127.0.0.1:1")
 
     @pytest.fixture(params=["another's", "expired", "nonsense", "none", "read-only"])
     def denied_adapter(self, request, guarded_server):
@@ -64,7 +61,7 @@ class OnServer(ServerContract):
             "none": None,
             "read-only": guarded_server.token(a="ro"),
         }[request.param]
-        return self.adapter_of(guarded_server.url(self.scheme), auth_token=token)
+        return self.adapter_of(guarded_server.url(), auth_token=token)
 
     @pytest.fixture
     def revoked(self, server):
@@ -91,19 +88,7 @@ class OnServer(ServerContract):
         return make
 
 
-class TestOverHTTP(OnServer):
-    pass
-
-
-class TestOverWebSocket(OnServer):
-    scheme = "ws"
-
-
-class TestLibsqlDriver(OnServer):
-    driver = "libsql"
-
-
-class TestNamespace(OnServer):
+class TestNamespace(TestOverHTTP):
     """One tenant's namespace of many."""
 
     @pytest.fixture
@@ -113,7 +98,7 @@ class TestNamespace(OnServer):
 
     @pytest.fixture
     def make_adapter(self, server):
-        return lambda: self.adapter_of(server.url(self.scheme, 0))
+        return lambda: self.adapter_of(server.url(tenant=0))
 
     @pytest.fixture
     def older_table(self):
@@ -124,11 +109,10 @@ class TestNamespace(OnServer):
         pytest.skip("tokens are tested without namespaces")
 
 
-@pytest.mark.parametrize("driver", ["libsql-client", "libsql"])
 class TestFile(AdapterContract):
     @pytest.fixture
-    def make_adapter(self, tmp_path, driver):
-        return lambda: TursoAdapter(f"file:{tmp_path}/audit.db", driver=driver)
+    def make_adapter(self, tmp_path):
+        return lambda: TursoAdapter(f"file:{tmp_path}/audit.db")
 
     @pytest.fixture(params=OLDER_TABLES.values(), ids=OLDER_TABLES)
     def older_table(self, request, tmp_path):
@@ -156,13 +140,10 @@ def column_is_dropped(_path, database):
     database.execute("ALTER TABLE audit_logs DROP COLUMN content_hash")
 
 
-@pytest.mark.parametrize("driver", ["libsql-client", "libsql"])
 @pytest.mark.parametrize("happens", [file_is_moved, table_is_dropped, column_is_dropped])
-def test_a_file_without_its_name_table_or_column_takes_events_without_a_restart(
-    tmp_path, driver, happens
-):
+def test_a_file_without_its_name_table_or_column_takes_events_without_a_restart(tmp_path, happens):
     path = tmp_path / "audit.db"
-    adapter = TursoAdapter(f"file:{path}", driver=driver)
+    adapter = TursoAdapter(f"file:{path}")
     adapter.init()
     adapter.bulk_insert(None, [samples.encode("before")])
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
@@ -178,9 +159,8 @@ def test_a_file_without_its_name_table_or_column_takes_events_without_a_restart(
         assert found.fetchone() == (1,)
 
 
-@pytest.mark.parametrize("driver", ["libsql-client", "libsql"])
-def test_a_file_is_private_to_its_user(tmp_path, driver):
-    adapter = TursoAdapter(f"file:{tmp_path}/audit.db", driver=driver)
+def test_a_file_is_private_to_its_user(tmp_path):
+    adapter = TursoAdapter(f"file:{tmp_path}/audit.db")
     adapter.init()
     adapter.bulk_insert(None, [samples.encode("a")])
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ import pytest
 
 from logbun_logging import AdapterUnavailableError, RejectedEventsError
 from logbun_logging.adapters import TursoAdapter
-from logbun_logging.adapters.turso import driver as turso_drivers
+from logbun_logging.adapters.turso.driver import StatementError
 from logbun_logging.query import ALL_TENANTS, Pagination, make_filters
 from logbun_logging.testing import samples
 from logbun_logging.testing.contract import logger_of, newest_first, read
@@ -23,14 +22,10 @@ from tests.contract import sqld
 from tests.contract.older_tables import INSERT, OLDER_TABLES, old_events, old_row
 from tests.fakes import wait_until
 
-pytestmark = sqld.needs_drivers
+pytestmark = sqld.needs_driver
 
 #: Retries that do not wait long, and scans that only come when they are asked for.
 QUICK = {"max_retries": 1, "base_delay": 0.01, "scan_interval": 3600.0, "first_scan": 3600.0}
-
-WAYS = [("http", "libsql-client"), ("ws", "libsql-client"), ("http", "libsql")]
-
-every_way = pytest.mark.parametrize(("scheme", "driver"), WAYS, ids=map("-".join, WAYS))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +40,8 @@ def server(module_server):
 
 
 @pytest.fixture
-def adapter(server, scheme, driver):
-    adapter = TursoAdapter(server.url(scheme), driver=driver, timeout=10)
+def adapter(server):
+    adapter = TursoAdapter(server.url(), timeout=10)
     adapter.init()
     yield adapter
     adapter.close()
@@ -68,13 +63,10 @@ def arrived(trail, expected, tenant="t"):
 # ── servers that go ──
 
 
-@every_way
-def test_a_server_killed_again_and_again_loses_and_doubles_nothing(
-    server, scheme, driver, make_trail
-):
+def test_a_server_killed_again_and_again_loses_and_doubles_nothing(server, make_trail):
     trail = make_trail(
         mode="durable",
-        adapter=TursoAdapter(server.url(scheme), driver=driver, timeout=5),
+        adapter=TursoAdapter(server.url(), timeout=5),
         batching={"max_size": 50, "flush_interval": 0.05},
         retry={**QUICK, "max_retries": 3},
     )
@@ -101,11 +93,10 @@ def test_a_server_killed_again_and_again_loses_and_doubles_nothing(
     assert sorted(found) == sorted(actions)
 
 
-@every_way
-def test_callers_do_not_wait_for_a_server_that_hangs(server, scheme, driver, make_trail):
+def test_callers_do_not_wait_for_a_server_that_hangs(server, make_trail):
     trail = make_trail(
         mode="durable",
-        adapter=TursoAdapter(server.url(scheme), driver=driver, timeout=60),
+        adapter=TursoAdapter(server.url(), timeout=60),
         batching={"max_size": 10, "flush_interval": 0.01},
         retry=QUICK,
         insert_timeout=60,
@@ -125,15 +116,12 @@ def test_callers_do_not_wait_for_a_server_that_hangs(server, scheme, driver, mak
     assert len(list(trail.iter(tenant_id="t"))) == 501
 
 
-@every_way
-def test_events_wait_while_the_token_is_revoked(start_sqld, scheme, driver, make_trail):
+def test_events_wait_while_the_token_is_revoked(start_sqld, make_trail):
     server = start_sqld(key=sqld.new_key())
     tokens = [server.token()]
     trail = make_trail(
         mode="durable",
-        adapter=TursoAdapter(
-            server.url(scheme), driver=driver, timeout=10, auth_token=lambda: tokens[-1]
-        ),
+        adapter=TursoAdapter(server.url(), timeout=10, auth_token=lambda: tokens[-1]),
         retry=QUICK,
     )
     logger = logger_of(trail)
@@ -153,9 +141,7 @@ def test_events_wait_while_the_token_is_revoked(start_sqld, scheme, driver, make
     server.stop()
 
 
-@pytest.mark.parametrize("scheme", ["http", "ws"])
-@pytest.mark.parametrize("driver", ["libsql-client"])
-def test_a_connection_that_has_gone_costs_no_failure(server, adapter, scheme):
+def test_a_connection_that_has_gone_costs_no_failure(server, adapter):
     (first, second) = events(2)
     adapter.bulk_insert("t", [first])
     server.stop()
@@ -164,47 +150,12 @@ def test_a_connection_that_has_gone_costs_no_failure(server, adapter, scheme):
     assert read(adapter) == newest_first([first, second])
 
 
-@pytest.mark.parametrize(("scheme", "driver"), [("http", "libsql")])
-def test_a_killed_libsql_process_is_replaced(adapter):
-    (first, second) = events(2)
-    adapter.bulk_insert("t", [first])
-    adapter._driver._child.kill()
-    adapter._driver._child.wait()
-    adapter.bulk_insert("t", [second])
-    assert read(adapter) == newest_first([first, second])
-
-
-def test_a_libsql_process_ends_with_its_application(server):
-    code = (
-        "import os, sys\n"
-        "from logbun_logging.adapters import TursoAdapter\n"
-        "adapter = TursoAdapter(sys.argv[1], driver='libsql')\n"
-        "adapter.init()\n"
-        "print(adapter._driver._child.pid, flush=True)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, server.url()], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert wait_until(lambda: not _alive(int(done.stdout)), 20)
-
-
-def _alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 # ── several at once ──
 
 
-@every_way
-def test_several_processes_may_migrate_an_older_table_at_once(server, scheme, driver):
+def test_several_processes_may_migrate_an_older_table_at_once(server):
     def migrate(_):
-        adapter = TursoAdapter(server.url(scheme), driver=driver, timeout=15)
+        adapter = TursoAdapter(server.url(), timeout=15)
         adapter.init()
         found = read(adapter)
         adapter.close()
@@ -216,9 +167,8 @@ def test_several_processes_may_migrate_an_older_table_at_once(server, scheme, dr
         assert list(pool.map(migrate, range(4))) == [newest_first(old)] * 4
 
 
-@every_way
-def test_a_write_that_waits_for_others_waits_no_longer_than_it_may(server, scheme, driver):
-    adapter = TursoAdapter(server.url(scheme), driver=driver, timeout=2)
+def test_a_write_that_waits_for_others_waits_no_longer_than_it_may(server):
+    adapter = TursoAdapter(server.url(), timeout=2)
     adapter.init()
     server.pause()
     try:
@@ -233,7 +183,7 @@ def test_a_write_that_waits_for_others_waits_no_longer_than_it_may(server, schem
 
 
 def test_a_statement_that_the_server_has_interrupted_is_run_again():
-    answers = [turso_drivers.StatementError("SQLITE_INTERRUPT", "interrupted"), [[]]]
+    answers = [StatementError("SQLITE_INTERRUPT", "interrupted"), [[]]]
 
     class Interrupted:
         def run(self, statements, timeout):
@@ -251,7 +201,6 @@ def test_a_statement_that_the_server_has_interrupted_is_run_again():
 # ── sizes ──
 
 
-@every_way
 def test_a_page_larger_than_the_server_sends_at_once_comes_whole(adapter):
     large = events(60, metadata={f"k{n}": "x" * 2000 for n in range(30)})
     adapter.bulk_insert("t", large)
@@ -260,14 +209,12 @@ def test_a_page_larger_than_the_server_sends_at_once_comes_whole(adapter):
     assert read(adapter, "t") == newest_first(large)
 
 
-@pytest.mark.parametrize(("scheme", "driver"), WAYS[:2])  # libsql has rows sent one by one
 def test_a_row_larger_than_the_server_sends_at_once_is_said_to_be(adapter):
     adapter.bulk_insert("t", [_huge(1_500_000)])
     with pytest.raises(AdapterUnavailableError, match="RESPONSE_TOO_LARGE"):
         read(adapter)
 
 
-@every_way
 def test_a_transaction_may_be_larger_than_a_message(adapter):
     batches = [(f"t{n}", events(20, f"t{n}", metadata=_bag(40))) for n in range(12)]
     spoilt = msgspec.structs.replace(batches[-1][1][-1], action=None)
@@ -279,7 +226,6 @@ def test_a_transaction_may_be_larger_than_a_message(adapter):
         assert read(adapter, tenant, limit=5) == newest_first(batch)
 
 
-@every_way
 def test_a_row_that_no_message_can_hold_is_refused(adapter):
     with pytest.raises(RejectedEventsError):
         adapter.bulk_insert("t", [_huge(20_000_000)])
@@ -300,7 +246,6 @@ def _huge(size):
 # ── forks and ends ──
 
 
-@every_way
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_child_has_a_connection_of_its_own(adapter):
     def child():
@@ -315,12 +260,11 @@ def test_a_forked_child_has_a_connection_of_its_own(adapter):
     assert len(read(adapter, "child")) == 9
 
 
-@every_way
-def test_a_script_that_just_ends_has_delivered(server, scheme, driver, tmp_path):
+def test_a_script_that_just_ends_has_delivered(server, tmp_path):
     code = (
         "import logging, sys\n"
         "from logbun_logging import AuditQueueHandler\n"
-        "adapter = {'type': 'turso', 'url': sys.argv[1], 'driver': sys.argv[2]}\n"
+        "adapter = {'type': 'turso', 'url': sys.argv[1]}\n"
         "logger = logging.getLogger('audit')\n"
         "logger.setLevel('INFO')\n"
         "logger.addHandler(AuditQueueHandler(namespace='end', adapter=adapter))\n"
@@ -328,9 +272,9 @@ def test_a_script_that_just_ends_has_delivered(server, scheme, driver, tmp_path)
         "    logger.info('a.b', extra={'tenant_id': 't', 'entity_id': str(number)})\n"
     )
     # By name: it has to be looked up, which the executor of an event loop refuses to do at exit.
-    url = server.url(scheme).replace("127.0.0.1", "localhost")
+    url = server.url().replace("127.0.0.1", "localhost")
     done = subprocess.run(
-        [sys.executable, "-c", code, url, driver],
+        [sys.executable, "-c", code, url],
         cwd=tmp_path,
         capture_output=True,
         text=True,

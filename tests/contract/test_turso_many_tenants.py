@@ -13,7 +13,7 @@ from logbun_logging.adapters import TursoAdapter
 from tests.contract import sqld
 from tests.many_tenants import Tenants
 
-pytestmark = sqld.needs_drivers
+pytestmark = sqld.needs_driver
 
 NAMESPACES = int(os.environ.get("LOGBUN_TEST_NAMESPACES", "200"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from logbun_logging.adapters.turso import adapter as turso
 from logbun_logging.testing import samples
 from tests.contract import sqld
 
-pytestmark = sqld.needs_drivers
+pytestmark = sqld.needs_driver
 
 
 @pytest.mark.parametrize(
@@ -30,8 +29,6 @@ pytestmark = sqld.needs_drivers
         ("libsql://localhost:8080/?tls=1", "https://localhost:8080/", None),
         ("http://localhost:8080", "http://localhost:8080", None),
         ("https://h/path?auth_token=s3cret", "https://h/path", "s3cret"),
-        ("ws://localhost:8080", "ws://localhost:8080", None),
-        ("wss://h", "wss://h", None),
         ("file:audit.db", "file:audit.db", None),
         ("file:/var/audit.db", "file:/var/audit.db", None),
         ("file:///var/audit.db", "file:/var/audit.db", None),
@@ -58,6 +55,23 @@ def test_urls_that_mean_nothing_are_refused(url):
 
 
 @pytest.mark.parametrize(
+    ("url", "instead"),
+    [("ws://h?auth_token=s3cret", "http://…"), ("wss://s3cret@h", "https://…")],
+)
+def test_websockets_are_refused_and_the_error_says_what_to_use(url, instead):
+    with pytest.raises(ConfigurationError, match=r"adapter\.url=.*WebSockets") as caught:
+        TursoAdapter(url)
+    assert instead in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_driver_that_was_dropped_is_refused_and_the_error_says_what_to_use():
+    text = "adapter.driver='libsql': this driver is no longer supported; allowed is 'libsql-client'"
+    with pytest.raises(ConfigurationError, match=text):
+        TursoAdapter("libsql://h", driver="libsql")
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
     [
         *(("timeout", 0), ("timeout", 3601), ("timeout", "1"), ("timeout", True)),
@@ -73,8 +87,8 @@ def test_options_that_are_wrong_are_refused(option, value):
 @pytest.mark.parametrize(
     ("url", "warns"),
     [
-        *(("http://db:8080", True), ("ws://db", True), ("libsql://db?tls=0", True)),
-        *(("https://db", False), ("wss://db", False), ("libsql://db", False)),
+        *(("http://db:8080", True), ("libsql://db?tls=0", True)),
+        *(("https://db", False), ("libsql://db", False)),
         *(("http://127.0.0.1:8080", False), ("file:audit.db", False)),
     ],
 )
@@ -95,15 +109,11 @@ def test_a_token_is_given_once():
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("driver", "module", "extra"),
-    [("libsql-client", "libsql_client", "turso"), ("libsql", "libsql", "libsql")],
-)
-def test_a_missing_driver_is_named_with_its_extra(monkeypatch, driver, module, extra):
-    monkeypatch.setattr(turso, "find_spec", lambda name: None if name == module else 1)
+def test_a_missing_driver_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(turso, "find_spec", lambda name: None if name == "libsql_client" else 1)
     with pytest.raises(ConfigurationError) as caught:
-        TursoAdapter("libsql://h", driver=driver)
-    assert f"install the extra {extra!r} of logbun-logging" in str(caught.value)
+        TursoAdapter("libsql://h")
+    assert "install the extra 'turso' of logbun-logging" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +140,7 @@ def test_a_wrong_argument_in_a_mapping_shows_no_token():
 def test_importing_the_adapter_imports_no_driver():
     code = (
         "import sys; from logbun_logging.adapters import TursoAdapter; "
-        "sys.exit(bool({'libsql', 'libsql_client', 'aiohttp'} & set(sys.modules)))"
+        "sys.exit(bool({'libsql_client', 'aiohttp'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -187,38 +197,14 @@ def answering():
         (413, b"too large", BatchTooLargeError),
     ],
 )
-@pytest.mark.parametrize("driver", ["libsql-client", "libsql"])
-def test_what_is_not_an_answer_of_the_database_is_an_outage(answering, status, body, error, driver):
+def test_what_is_not_an_answer_of_the_database_is_an_outage(answering, status, body, error):
     url, set_answer = answering
     set_answer(status, body)
-    adapter = TursoAdapter(url, auth_token=lambda: "s3cret", timeout=10, driver=driver)
+    adapter = TursoAdapter(url, auth_token=lambda: "s3cret", timeout=10)
     with pytest.raises(error) as caught:
         adapter.bulk_insert("t", [samples.encode("a", tenant_id="t")])
     assert "s3cret" not in str(caught.value)
     adapter.close()
-
-
-def test_the_child_imports_nothing_from_the_current_folder_and_has_no_secret(tmp_path):
-    (tmp_path / "msgspec.py").write_text(
-        "import os; open('ran', 'w').write(os.environ.get('TURSO_AUTH_TOKEN', ''))"
-    )
-    (tmp_path / "sitecustomize.py").write_text("open('ran', 'w').close()")
-    code = (
-        "import os, sys; sys.path[:] = [p for p in sys.path if p]\n"
-        "from logbun_logging.adapters import TursoAdapter\n"
-        f"os.chdir({str(tmp_path)!r})\n"
-        f"adapter = TursoAdapter('file:{tmp_path}/audit.db', driver='libsql')\n"
-        "adapter.init()\n"
-        "path = f'/proc/{adapter._driver._child.pid}/environ'\n"
-        "assert 's3cret' not in open(path).read()\n"
-        "adapter.close()\n"
-    )
-    command = [sys.executable, "-P", "-c", code]
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = {**os.environ, "PYTHONPATH": path, "TURSO_AUTH_TOKEN": "s3cret"}
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "ran").exists()
 
 
 def test_a_token_that_cannot_be_had_is_an_outage_without_a_secret():

@@ -12,10 +12,10 @@ from logbun_logging.adapters import TursoAdapter
 from logbun_logging.testing import samples
 from logbun_logging.testing.contract import logger_of, read
 from tests.contract import sqld
-from tests.contract.test_turso_faults import QUICK, WAYS, every_way
+from tests.contract.test_turso_faults import QUICK
 from tests.fakes import wait_until
 
-pytestmark = sqld.needs_drivers
+pytestmark = sqld.needs_driver
 
 TENANTS = 6
 
@@ -41,12 +41,12 @@ def connections():
 
 
 @pytest.fixture
-def trail(server, scheme, driver, connections, make_trail):
+def trail(server, connections, make_trail):
     """Return a trail whose tenants ``0``, ``1``, … have the namespaces of their numbers."""
 
     async def resolve(tenant_id):
-        url = server.url(scheme, int(tenant_id))
-        return {"type": "turso", "url": url, "driver": driver, "timeout": 5}
+        url = server.url(tenant=int(tenant_id))
+        return {"type": "turso", "url": url, "timeout": 5}
 
     return make_trail(
         adapter=None,
@@ -67,14 +67,13 @@ def log(trail, actions, tenants=TENANTS):
 
 def stored(server, tenant):
     """Return tenant and action of each row in a namespace, asked for behind the trail's back."""
-    adapter = TursoAdapter(server.url("http", tenant))
+    adapter = TursoAdapter(server.url(tenant=tenant))
     try:
         return sorted((event.tenant_id, event.action) for event in read(adapter))
     finally:
         adapter.close()
 
 
-@every_way
 def test_every_tenant_s_events_are_in_the_tenant_s_namespace(trail, server):
     actions = [f"a{number:02}" for number in range(20)]
     log(trail, actions)
@@ -84,7 +83,6 @@ def test_every_tenant_s_events_are_in_the_tenant_s_namespace(trail, server):
         assert len(list(trail.iter(tenant_id=str(tenant)))) == 20
 
 
-@every_way
 def test_after_an_outage_every_event_finds_its_own_namespace(trail, server):
     log(trail, ["before"])
     assert trail.flush(60)
@@ -105,7 +103,6 @@ def test_after_an_outage_every_event_finds_its_own_namespace(trail, server):
         assert stored(server, tenant) == expected
 
 
-@every_way
 def test_a_tenant_without_a_namespace_waits_alone(trail, server):
     log(trail, ["first"], TENANTS + 1)
     assert trail.flush(60)
@@ -116,13 +113,12 @@ def test_a_tenant_without_a_namespace_waits_alone(trail, server):
     assert trail.stats()["dlq"]["pending_events"] == 1
 
 
-@pytest.mark.parametrize(("scheme", "driver"), WAYS[:1])
 def test_pruning_reaches_every_namespace_with_the_days_of_its_tenant(trail, server):
     log(trail, ["new"])
     assert trail.flush(60)
     old = datetime(2020, 1, 1, tzinfo=UTC)
     for tenant in range(TENANTS):
-        adapter = TursoAdapter(server.url("http", tenant))
+        adapter = TursoAdapter(server.url(tenant=tenant))
         event = samples.encode("old", tenant_id=str(tenant))
         event = msgspec.structs.replace(event, created_at=f"{old:%Y-%m-%dT%H:%M:%S}.000000Z")
         adapter.bulk_insert(str(tenant), [event])
@@ -135,7 +131,6 @@ def test_pruning_reaches_every_namespace_with_the_days_of_its_tenant(trail, serv
         assert stored(server, tenant) == [(str(tenant), action) for action in kept]
 
 
-@pytest.mark.parametrize(("scheme", "driver"), WAYS[:1])
 def test_pruning_names_the_namespaces_that_it_could_not_reach(trail, server):
     log(trail, ["new"])
     assert trail.flush(60)
@@ -152,7 +147,6 @@ def test_pruning_names_the_namespaces_that_it_could_not_reach(trail, server):
 all_stay_open = pytest.mark.parametrize("connections", [TENANTS])
 
 
-@every_way
 @all_stay_open
 def test_a_namespace_that_is_deleted_and_made_again_gets_what_has_waited_for_it(trail, server):
     log(trail, ["before"])
@@ -178,7 +172,6 @@ def test_a_namespace_that_is_deleted_and_made_again_gets_what_has_waited_for_it(
         assert stored(server, tenant) == expected
 
 
-@every_way
 @all_stay_open
 def test_a_namespace_made_again_is_queried_and_pruned_though_nothing_was_logged_since(
     trail, server

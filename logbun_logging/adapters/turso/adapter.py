@@ -1,7 +1,7 @@
 """Turso and libSQL servers: SQLite at the other end of a network.
 
 Rows go in as one JSON parameter for each megabyte (``INSERT_JSON``), the batches of all tenants in
-one transaction. The driver, its connection and its time-outs are behind ``turso_drivers``.
+one transaction. The connection and its time-outs are a driver's business (``driver``, ``client``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -29,7 +29,6 @@ from logbun_logging.adapters._sql.select import select_page
 from logbun_logging.adapters.base import Batch, EncodedBatch, PruneReport
 from logbun_logging.adapters.cleartext import warn_of_cleartext
 from logbun_logging.adapters.turso.driver import (
-    MAX_STATEMENT_BYTES,
     TOO_LARGE_BATCH,
     Driver,
     Endpoint,
@@ -50,7 +49,7 @@ from logbun_logging.query import Filters, Pagination, TenantScope
 
 __all__ = ["TursoAdapter"]
 
-DriverName = Literal["libsql-client", "libsql"]
+DriverName = Literal["libsql-client"]
 
 #: What the server says to a query whose rows are more than it sends in one answer.
 _TOO_LARGE: Final = "RESPONSE_TOO_LARGE"
@@ -58,7 +57,9 @@ _TOO_LARGE: Final = "RESPONSE_TOO_LARGE"
 #: Answers that speak of the rows; all others (full, busy, no such table) of the database.
 _REFUSALS: Final = ("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG", "ARGS_INVALID")
 
-_EXTRAS: Final = {"libsql-client": ("libsql_client", "turso"), "libsql": ("libsql", "libsql")}
+#: The values of one statement stay below this many bytes, unless a single row is larger. The server
+#: takes values of up to 10 MB.
+_MAX_STATEMENT_BYTES: Final = 1_000_000
 
 #: A server's answer is cut, in characters: a refusal may repeat whole rows.
 _LONGEST_ERROR: Final = 300
@@ -70,13 +71,13 @@ class TursoAdapter:
     """Keeps audit events in a libSQL database: Turso's cloud, a server of your own, or a file.
 
     Args:
-        url: ``libsql://host`` or ``https://host`` (TLS), ``http://host:8080``, ``ws://host:8080``,
-            ``wss://host``, or ``file:path``. May carry ``?auth_token=`` (or ``authToken``, as
-            Turso's own tools write it), and ``?tls=0`` with ``libsql://``.
+        url: ``libsql://host`` or ``https://host`` (TLS), ``http://host:8080``, or ``file:path``.
+            May carry ``?auth_token=`` (or ``authToken``, as Turso's own tools write it), and
+            ``?tls=0`` with ``libsql://``.
         auth_token: the database's token, or a callable that returns the one that holds now, which
             is asked at each new connection.
         timeout: seconds for each call of the database.
-        driver: ``"libsql-client"`` in this process, or ``"libsql"`` in a child process.
+        driver: ``"libsql-client"``, the only one.
 
     Raises:
         ConfigurationError: an argument is not as described, or the driver is not installed.
@@ -90,9 +91,10 @@ class TursoAdapter:
         timeout: float = 20.0,
         driver: DriverName = "libsql-client",
     ) -> None:
-        if driver not in get_args(DriverName):
-            allowed = " or ".join(map(repr, get_args(DriverName)))
-            raise ConfigurationError("adapter.driver", driver, allowed)
+        if driver != "libsql-client":
+            problem = "this driver is no longer supported" if driver == "libsql" else ""
+            allowed = "'libsql-client', which is the default and serves every URL"
+            raise ConfigurationError("adapter.driver", driver, allowed, problem=problem)
         number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
         if not number or not 0.05 <= timeout <= 3600:
             raise ConfigurationError("adapter.timeout", timeout, "a number from 0.05 to 3600")
@@ -100,11 +102,11 @@ class TursoAdapter:
         self._token = only_token(token, auth_token)
         self._shown_to_server: str | None = None
         host = urlsplit(self.url).hostname
-        if self._token is not None and host and self.url.startswith(("http:", "ws:")):
-            warn_of_cleartext(host, "use https:// or wss://")
+        if self._token is not None and host and self.url.startswith("http:"):
+            warn_of_cleartext(host, "use https://")
         self.timeout = timeout
         self.driver = driver
-        self._driver = _open_driver(driver, Endpoint(self.url, self._current_token))
+        self._driver = _open_driver(Endpoint(self.url, self._current_token))
         self._writing = threading.Lock()
 
     def __repr__(self) -> str:
@@ -308,7 +310,7 @@ def _inserts(rows: Sequence[bytes]) -> Iterator[Statement]:
     part: list[bytes] = []
     size = 0
     for row in rows:
-        if part and size + len(row) > MAX_STATEMENT_BYTES:
+        if part and size + len(row) > _MAX_STATEMENT_BYTES:
             yield _insert(part)
             part, size = [], 0
         part.append(row)
@@ -331,19 +333,14 @@ def _migration(columns: Rows) -> list[Statement]:
     return [(statement, ()) for statement in statements]
 
 
-def _open_driver(name: DriverName, endpoint: Endpoint) -> Driver:
-    """Return the driver, imported here, on the thread that configures: see SQLiteAdapter."""
-    module, extra = _EXTRAS[name]
-    if find_spec(module) is None:
-        allowed = f"a driver that is installed: install the extra {extra!r} of logbun-logging"
-        raise ConfigurationError("adapter.driver", name, allowed)
-    if name == "libsql":
-        from logbun_logging.adapters.turso.process import ProcessDriver  # noqa: PLC0415
+def _open_driver(endpoint: Endpoint) -> Driver:
+    """Return the driver, which is imported here, on the thread that configures.
 
-        over_http = (
-            endpoint.url.replace("ws", "http", 1) if endpoint.scheme.startswith("ws") else None
-        )
-        return ProcessDriver(endpoint._replace(url=over_http) if over_http else endpoint)
-    from logbun_logging.adapters.turso.client import FileDriver, RemoteDriver  # noqa: PLC0415
+    A fork that interrupts a background thread's import leaves a child that can never finish it.
+    """
+    if find_spec("libsql_client") is None:
+        allowed = "a driver that is installed: install the extra 'turso' of logbun-logging"
+        raise ConfigurationError("adapter.driver", "libsql-client", allowed)
+    from logbun_logging.adapters.turso.client import FileDriver, HttpDriver  # noqa: PLC0415
 
-    return FileDriver(endpoint) if endpoint.scheme == "file" else RemoteDriver(endpoint)
+    return FileDriver(endpoint) if endpoint.scheme == "file" else HttpDriver(endpoint)

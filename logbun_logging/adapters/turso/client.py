@@ -1,10 +1,11 @@
-"""The driver ``libsql-client``: over HTTP, over a WebSocket, and for a file.
+"""The drivers: libsql-client over HTTP, and for a file.
 
-Remote databases are spoken to on the process's event loop, the only place where a client is
-touched. libsql-client has no time-outs, and a client that has missed an answer is of no use any
-more, so no call begins on it after a failure, and the last that uses it closes it. Where it had
-worked before, the call is made once more on a new one: a server that was restarted, or a proxy that
-has closed an idle connection, costs no failure.
+A server is spoken to on the process's event loop, and only there is a client touched. libsql-client
+has no time-outs. After a failure no call begins on the same client, and the last call that uses it
+closes it. If the client had worked before, the call is made once more on a new one: a restarted
+server, or an idle connection that a proxy has closed, costs no failure.
+
+libsql-client is pinned to one version, because private parts of it are used.
 """
 
 from __future__ import annotations
@@ -36,31 +37,37 @@ from logbun_logging.adapters.turso.driver import (
 )
 from logbun_logging.adapters.turso.loop import LoopThread
 
-__all__ = ["FileDriver", "RemoteDriver"]
+__all__ = ["FileDriver", "HttpDriver"]
 
-#: Codes of libsql-client that say nothing of the statement.
-_NO_ANSWER: Final = frozenset(
-    {"HRANA_WEBSOCKET_ERROR", "HRANA_PROTO_ERROR", "CLIENT_CLOSED", "STREAM_CLOSED"}
-)
+#: The code of libsql-client for an answer that is not as the protocol has it.
+_NO_ANSWER: Final = "HRANA_PROTO_ERROR"
 
-#: More statements than these make no single WebSocket message: escaped to ASCII they may grow to
-#: three times their size, and the server closes the connection over 16 MiB.
-_MAX_STATEMENTS_IN_MESSAGE: Final = 5
-_MAX_MESSAGE_BYTES: Final = 16 * 2**20
-
-#: Seconds for the farewell of a client that is thrown away.
-_FAREWELL: Final = 5.0
+#: The longest that closing a client may take, in seconds.
+_LONGEST_CLOSING: Final = 5.0
 
 _loop = LoopThread()
 _gate = ForkGate()
 
 
-class _PipelineClient(HttpClient):  # type: ignore[misc]  # libsql-client has no types
-    """Speaks version 2 of the protocol: Turso's cloud has no version 1, libsql-client's own."""
+class _Client(HttpClient):  # type: ignore[misc]  # libsql-client has no types
+    """Speaks version 2 of the protocol: Turso's cloud has no version 1, libsql-client's own.
 
-    async def batch(self, stmts: Any) -> Any:
-        requests = [{"type": "batch", "batch": _batch_to_proto(stmts)}, {"type": "close"}]
-        body = msgspec.json.encode({"requests": requests})
+    Used on the loop alone, so its attributes need no lock.
+
+    Attributes:
+        users: calls under way.
+        proven: a call has been answered.
+    """
+
+    def __init__(self, url: str, token: str | None) -> None:
+        super().__init__(url, auth_token=token)
+        self.users = 0
+        self.proven = False
+
+    async def run(self, statements: Sequence[Statement]) -> list[Rows]:
+        """Run all *statements* in one transaction; see :class:`Driver`."""
+        batch = {"type": "batch", "batch": _batch_to_proto([*statements])}
+        body = msgspec.json.encode({"requests": [batch, {"type": "close"}]})
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         async with self._session.post(
             f"{self._url}v2/pipeline", data=_chunks(body), headers=headers, allow_redirects=False
@@ -73,9 +80,15 @@ class _PipelineClient(HttpClient):  # type: ignore[misc]  # libsql-client has no
                 raise NoAnswerError(text)
             answer = await response.json()
         result = answer["results"][0]
-        if result["type"] == "error":
-            raise _error_from_proto(result["error"])
-        return _batch_results_from_proto(result["response"]["result"], len(stmts))
+        try:
+            if result["type"] == "error":
+                raise _error_from_proto(result["error"])
+            found = _batch_results_from_proto(result["response"]["result"], len(statements))
+        except libsql_client.LibsqlError as error:
+            if error.code == _NO_ANSWER:
+                raise NoAnswerError(error.explanation) from None
+            raise StatementError(error.code, error.explanation) from None
+        return [[row.astuple() for row in rows] for rows in found]
 
 
 async def _chunks(body: bytes) -> AsyncIterator[bytes]:
@@ -84,8 +97,8 @@ async def _chunks(body: bytes) -> AsyncIterator[bytes]:
         yield body[start : start + 65_536]
 
 
-class RemoteDriver:
-    """A database behind ``http``, ``https``, ``ws`` or ``wss``.
+class HttpDriver:
+    """A database behind ``http`` or ``https``.
 
     Args:
         endpoint: where it is.
@@ -93,13 +106,12 @@ class RemoteDriver:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._over_http = endpoint.scheme.startswith("http")
         self._reset()
 
     def _reset(self) -> None:
-        # Both are touched on the loop alone.
+        # Both are used on the loop alone, so they need no lock.
         self._current: _Client | None = None
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     def run(self, statements: Sequence[Statement], timeout: float) -> list[Rows]:
         """Run all *statements* in one transaction; see :class:`Driver`."""
@@ -109,113 +121,60 @@ class RemoteDriver:
             raise NoAnswerError(f"no answer within timeout={timeout:g} s") from None
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection; the next call makes a new one."""
         with suppress(TimeoutError):
-            _loop.run(self._close(), _FAREWELL)
+            _loop.run(self._close(), _LONGEST_CLOSING)
 
     def after_fork(self) -> None:
         """Forget the parent's connection."""
-        keep_inherited((self._current, self._farewells))
+        keep_inherited((self._current, self._closing))
         self._reset()
 
     async def _run(self, statements: Sequence[Statement]) -> list[Rows]:
         while True:
-            client = self._current = self._current or _Client(self._open())
+            client = self._current = self._current or self._open()
             again = client.proven
             client.users += 1
             try:
-                found = await self._send(client.client, statements)
-            except (Exception, asyncio.CancelledError) as error:
-                answer = _answer(error)
-                if answer is not None:
-                    raise answer from None
+                rows = await client.run(statements)
+            except StatementError:
+                raise
+            except BaseException as error:  # the cancellation by a time-out among them
                 if self._current is client:
                     self._current = None
-                if _is_cancelled():  # not only what libsql-client has waited for
+                if not isinstance(error, Exception):
                     raise
                 if not again:
-                    if isinstance(error, NoAnswerError):
-                        raise
-                    raise NoAnswerError(f"{type(error).__name__}: {error}") from error
+                    kind = "" if isinstance(error, NoAnswerError) else f"{type(error).__name__}: "
+                    raise NoAnswerError(f"{kind}{error}") from error
             else:
                 client.proven = True
-                return [[row.astuple() for row in result] for result in found]
+                return rows
             finally:
                 client.users -= 1
                 self._close_unless_used(client)
 
-    def _open(self) -> libsql_client.Client:
-        token = self._endpoint.token()
-        if self._over_http:
-            return _PipelineClient(self._endpoint.url.rstrip("/") + "/", auth_token=token)
-        return libsql_client.create_client(self._endpoint.url, auth_token=token)
-
-    async def _send(self, client: libsql_client.Client, statements: Sequence[Statement]) -> Any:
-        if self._over_http:
-            return await client.batch([*statements])
-        for _, values in statements:
-            if any(_may_be_too_long(value) for value in values):
-                raise StatementError("SQLITE_TOOBIG", "a row is too large for a WebSocket message")
-        if len(statements) <= _MAX_STATEMENTS_IN_MESSAGE:
-            return await client.batch([*statements])
-        transaction = client.transaction()
-        try:
-            results = [await transaction.execute(statement) for statement in statements]
-            await transaction.commit()
-        finally:
-            transaction.close()
-        return results
+    def _open(self) -> _Client:
+        return _Client(self._endpoint.url.rstrip("/") + "/", self._endpoint.token())
 
     def _close_unless_used(self, client: _Client) -> None:
         if client is not self._current and not client.users:
-            # Nobody waits for it: with a server that hangs, it takes a while.
-            farewell = asyncio.ensure_future(_close(client))
-            self._farewells.add(farewell)
-            farewell.add_done_callback(self._farewells.discard)
+            # No call waits for it: with a server that hangs, it takes a while.
+            closing = asyncio.ensure_future(_close(client))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def _close(self) -> None:
         client, self._current = self._current, None
         if client is not None:
             self._close_unless_used(client)
-        if self._farewells:
-            await asyncio.wait(self._farewells)
-
-
-class _Client:
-    """One of libsql-client's clients.
-
-    Attributes:
-        users: calls under way.
-        proven: a call has been answered.
-    """
-
-    def __init__(self, client: libsql_client.Client) -> None:
-        self.client = client
-        self.users = 0
-        self.proven = False
+        if self._closing:
+            await asyncio.wait(self._closing)
 
 
 async def _close(client: _Client) -> None:
     with suppress(Exception):
-        await asyncio.wait_for(client.client.close(), _FAREWELL)
-
-
-def _answer(error: BaseException) -> StatementError | None:
-    """Return what the database has said; None if it was not the database."""
-    if isinstance(error, StatementError):
-        return error
-    if isinstance(error, libsql_client.LibsqlError) and error.code not in _NO_ANSWER:
-        return StatementError(error.code, error.explanation)
-    return None
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _may_be_too_long(value: Any) -> bool:
-    return isinstance(value, str) and 3 * len(value.encode()) > _MAX_MESSAGE_BYTES
+        await asyncio.wait_for(client.close(), _LONGEST_CLOSING)
 
 
 class FileDriver:

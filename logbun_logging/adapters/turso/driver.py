@@ -1,8 +1,7 @@
 """The seam between :class:`TursoAdapter` and what talks to libSQL for it.
 
-The adapter knows tables and statements, a driver knows connections. There are two:
-``libsql-client`` on an event loop (``turso_client``) and ``libsql`` in a process of its own
-(``turso_process``).
+The adapter knows tables and statements, a driver knows connections. There are two, one for servers
+and one for files, both of them in ``client``.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
-    "MAX_STATEMENT_BYTES",
     "TOO_LARGE_BATCH",
     "Driver",
     "Endpoint",
@@ -27,10 +25,6 @@ Statement: TypeAlias = tuple[str, Sequence[Any]]
 #: What a statement returned.
 Rows: TypeAlias = list[tuple[Any, ...]]
 
-#: Values of one statement stay below this, unless a single row is larger. The server takes values
-#: up to 10 MB, and WebSocket messages up to 16 MiB.
-MAX_STATEMENT_BYTES = 1_000_000
-
 #: The code of an error that a server, or a proxy before it, has for the size of a request.
 TOO_LARGE_BATCH = "TOO_LARGE_BATCH"
 
@@ -39,7 +33,7 @@ class Endpoint(NamedTuple):
     """Where a database is.
 
     Attributes:
-        url: ``http``, ``https``, ``ws``, ``wss`` or ``file``; without any secret.
+        url: ``http``, ``https`` or ``file``; without any secret.
         token: returns the token to connect with now; None for none.
     """
 

@@ -15,7 +15,10 @@ __all__ = ["Token", "only_token", "parse_url"]
 
 Token = str | Callable[[], str] | None
 
-_SCHEMES: Final = ("libsql", "http", "https", "ws", "wss", "file")
+_SCHEMES: Final = ("libsql", "http", "https", "file")
+
+#: WebSockets, which libsql-client speaks as well: to the scheme that reaches the same server.
+_WEBSOCKETS: Final = {"ws": "http", "wss": "https"}
 _TLS: Final = {("0", "libsql"), ("1", "libsql")}
 
 
@@ -36,6 +39,12 @@ def parse_url(url: str) -> tuple[str, str | None]:
         if not parts.path or parts.netloc or query or parts.fragment:
             raise ConfigurationError("adapter.url", url, "file:path, file:/path or file:///path")
         return f"file:{parts.path}", None
+    if parts.scheme in _WEBSOCKETS:
+        allowed = (
+            f"the same address as {_WEBSOCKETS[parts.scheme]}://…, which the server serves too"
+        )
+        problem = "WebSockets are no longer supported"
+        raise ConfigurationError("adapter.url", url, allowed, problem=problem)
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError("adapter.url", url, allowed)
     if not host or parts.username is not None or parts.fragment:
@@ -47,7 +56,6 @@ def parse_url(url: str) -> tuple[str, str | None]:
         raise ConfigurationError("adapter.url", url, f"a query with {known}")
     scheme = parts.scheme
     if scheme == "libsql":
-        # Not over a WebSocket, as libsql-client would have it: Turso's cloud takes those no more.
         scheme = "http" if tls == "0" else "https"
     return f"{scheme}://{parts.netloc}{parts.path}", next(iter(tokens), None) or None
 
