@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
 from logbun_logging.options import TrailOptions, keywords
-from logbun_logging.options.checks import bounds
+from logbun_logging.options.checks import bounds, is_group, kinds
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -38,14 +38,6 @@ def documented() -> dict[str, dict[str, str]]:
                     assert isinstance(text.value, ast.Constant)
                     texts[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value))
     return found
-
-
-def kinds(group: type[msgspec.Struct]) -> dict[str, Any]:
-    return get_type_hints(group, include_extras=True)
-
-
-def is_group(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def number(value: float) -> str:

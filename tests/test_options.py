@@ -26,7 +26,7 @@ from logbun_logging.options import (
     keywords,
     parse_options,
 )
-from logbun_logging.options.checks import check
+from logbun_logging.options.checks import check, is_group, kinds
 from tests import docs_tables
 
 BAD_OPTIONS = [
@@ -174,14 +174,14 @@ def written(group):
 def pairs():
     """Yield each option's name with the type that users see and the one that the engine reads."""
     users = written(TrailOptionsDict)
-    for name, kind in docs_tables.kinds(TrailOptions).items():
-        if not docs_tables.is_group(kind):
+    for name, kind in kinds(TrailOptions).items():
+        if not is_group(kind):
             yield name, users.pop(name), kind
             continue
         group = users.pop(name)
         assert group is getattr(keywords, f"{kind.__name__}Dict")
         inner = written(group)
-        for one, inner_kind in docs_tables.kinds(kind).items():
+        for one, inner_kind in kinds(kind).items():
             yield f"{name}.{one}", inner.pop(one), inner_kind
         assert inner == {}
     assert users == {}
@@ -203,10 +203,10 @@ def test_each_option_is_explained_with_its_default_and_its_bounds():
 
 
 def test_each_default_is_allowed():
-    for group in (TrailOptions, *filter(docs_tables.is_group, map(type, DEFAULTS))):
+    for group in (TrailOptions, *filter(is_group, map(type, DEFAULTS))):
         for field in msgspec.structs.fields(group):
-            kind = docs_tables.kinds(group)[field.name]
-            if field.default is not msgspec.NODEFAULT and not docs_tables.is_group(kind):
+            kind = kinds(group)[field.name]
+            if field.default is not msgspec.NODEFAULT and not is_group(kind):
                 check(field.name, field.default, kind)
 
 

@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from logbun_logging.errors import ConfigurationError
 from logbun_logging.options.keywords import EventCallback
 
-__all__ = ["allowed_by", "bounds", "check"]
+__all__ = ["allowed_by", "bounds", "check", "is_group", "kinds"]
+
+
+@cache
+def kinds(group: type[Struct]) -> dict[str, Any]:
+    """Return the type of each option of *group*, with its bounds."""
+    return get_type_hints(group, include_extras=True)
+
+
+def is_group(kind: Any) -> bool:
+    """Tell whether an option of the type *kind* is a group of options."""
+    return isinstance(kind, type) and issubclass(kind, Struct)
 
 
 def check(option: str, value: Any, kind: Any) -> None:

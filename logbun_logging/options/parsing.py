@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
 import msgspec
 
 from logbun_logging._encoding.redaction import DEFAULT_RULES, Redactor
 from logbun_logging._encoding.values import clean_tenant_id, plain_text
 from logbun_logging.errors import ConfigurationError
-from logbun_logging.options.checks import allowed_by, check
+from logbun_logging.options.checks import allowed_by, check, is_group, kinds
 from logbun_logging.options.model import Days, LimitOptions, Namespace, TrailOptions
 
 __all__ = ["parse_encoding", "parse_options"]
@@ -40,8 +39,8 @@ def parse_options(given: Mapping[str, Any]) -> TrailOptions:
     _refuse_unknown("", values, TrailOptions)
     if values.get("namespace") is None:
         raise ConfigurationError.missing("namespace", allowed_by(Namespace) or "")
-    kinds = _kinds(TrailOptions)
-    parsed = {name: _value(name, value, kinds[name]) for name, value in values.items()}
+    known = kinds(TrailOptions)
+    parsed = {name: _value(name, value, known[name]) for name, value in values.items()}
     parsed.setdefault("adapter", None)
     tenancy = parsed.get("tenancy")
     if tenancy is not None and tenancy.mode == "database_per_tenant":
@@ -69,39 +68,29 @@ def _resolved(given: Mapping[Any, Any]) -> dict[Any, Any]:
     return {name: given[name] for name in given}
 
 
-@cache
-def _kinds(group: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the type of each option of *group*, with its bounds."""
-    return get_type_hints(group, include_extras=True)
-
-
-def _is_group(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
-
-
 def _group(name: str, value: Any, group: type[msgspec.Struct]) -> Any:
-    kinds = _kinds(group)
+    known = kinds(group)
     if isinstance(value, group):
         value = msgspec.structs.asdict(value)
     if not isinstance(value, Mapping):
-        raise ConfigurationError(name, value, f"a mapping of {', '.join(kinds)}")
+        raise ConfigurationError(name, value, f"a mapping of {', '.join(known)}")
     values = _resolved(value)
     _refuse_unknown(name + ".", values, group)
-    return group(**{key: _value(f"{name}.{key}", item, kinds[key]) for key, item in values.items()})
+    return group(**{key: _value(f"{name}.{key}", item, known[key]) for key, item in values.items()})
 
 
 def _refuse_unknown(prefix: str, values: Mapping[Any, Any], group: type[msgspec.Struct]) -> None:
-    known = _kinds(group)
+    known = kinds(group)
     for key in values:
         if key not in known:
             # An option of a group that stands outside it is named with its group.
-            groups = {name: _kinds(kind) for name, kind in known.items() if _is_group(kind)}
+            groups = {name: kinds(kind) for name, kind in known.items() if is_group(kind)}
             meant = next((f"{name}.{key}" for name, inner in groups.items() if key in inner), None)
             raise ConfigurationError.unknown(str(key), values[key], known, prefix, meant)
 
 
 def _value(option: str, value: Any, kind: Any) -> Any:
-    if _is_group(kind):
+    if is_group(kind):
         return _group(option, value, kind)
     parse = _PARSERS.get(option)
     if parse is not None:
@@ -236,4 +225,4 @@ def _says(values: Mapping[str, Any], group: str, name: str) -> bool:
     given = values.get(group, {})
     if isinstance(given, Mapping):
         return name in given
-    return bool(getattr(given, name) != getattr(_kinds(TrailOptions)[group](), name))
+    return bool(getattr(given, name) != getattr(kinds(TrailOptions)[group](), name))

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from logbun_logging._encoding.encoder import EventEncoder
 from logbun_logging._process.counters import Counters
-from logbun_logging.event import AuditEvent, decode_event, utc_text
+from logbun_logging.event import OBJECT_FIELDS, AuditEvent, decode_event, utc_text
 from logbun_logging.options import LimitOptions
 
 __all__ = ["BASE", "encode", "event_at", "hostile_events", "sample_events", "sample_queries"]
@@ -225,7 +225,7 @@ def hostile_events() -> dict[str, AuditEvent]:
         for name, text in _TEXTS.items()
     }
     for name, value in _OBJECTS.items():
-        fields = dict.fromkeys(("old_values", "new_values", "metadata"), value)
+        fields = dict.fromkeys(OBJECT_FIELDS, value)
         events[name] = encode("hostile object", tenant_id="objects", **fields)
     events["nothing"] = encode("")
     return events

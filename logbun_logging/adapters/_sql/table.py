@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from logbun_logging.errors import RejectedEventsError
-from logbun_logging.event import FIELD_NAMES, AuditEvent, decode_object, utc_text
+from logbun_logging.event import FIELD_NAMES, OBJECT_FIELDS, AuditEvent, decode_object, utc_text
 
 __all__ = [
     "COLUMNS",
@@ -98,7 +98,6 @@ UNIQUE_ID: Final = "audit_logs_id"
 #: binding of its values (under the GIL) would be felt by callers.
 MAX_ROWS_PER_STATEMENT: Final = 500
 
-_JSON_COLUMNS: Final = frozenset({"old_values", "new_values", "metadata"})
 _encode = msgspec.json.Encoder().encode
 _values = msgspec.structs.astuple
 
@@ -107,7 +106,7 @@ _Row: Final = msgspec.defstruct(
     "_Row",
     [
         (field.name, msgspec.Raw, msgspec.Raw())
-        if field.name in _JSON_COLUMNS
+        if field.name in OBJECT_FIELDS
         else (field.name, field.type, field.default)
         for field in msgspec.structs.fields(AuditEvent)
     ],
@@ -175,7 +174,7 @@ def encoded_values(payloads: Sequence[bytes]) -> list[str | None]:
 def from_row(row: Sequence[Any]) -> AuditEvent:
     """Return the event of a row with :data:`COLUMNS` in order."""
     values: list[Any] = [
-        decode_object(value) if name in _JSON_COLUMNS else value
+        decode_object(value) if name in OBJECT_FIELDS else value
         for name, value in zip(COLUMNS, row, strict=True)
     ]
     return AuditEvent(*values)

@@ -9,14 +9,13 @@ from typing import Any, Final
 from logbun_logging.adapters.clickhouse.table import (
     COLUMNS,
     EPOCH,
-    JSON_COLUMNS,
     Layout,
     tenant_key,
     tenant_of,
     to_micros,
 )
 from logbun_logging.errors import QueryError
-from logbun_logging.event import AuditEvent, decode_object, utc_text
+from logbun_logging.event import OBJECT_FIELDS, AuditEvent, decode_object, utc_text
 from logbun_logging.query import AllTenants, Filters, Pagination, TenantScope
 
 __all__ = ["select_page"]
@@ -35,7 +34,7 @@ def _to_text(micros: int) -> str:
 
 def _from_row(row: Sequence[Any]) -> AuditEvent:
     values: list[Any] = [
-        decode_object(value) if name in JSON_COLUMNS else value
+        decode_object(value) if name in OBJECT_FIELDS else value
         for name, value in zip(COLUMNS, row, strict=True)
     ]
     values[_TIME] = _to_text(values[_TIME])

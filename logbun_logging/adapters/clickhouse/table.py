@@ -22,14 +22,13 @@ from typing import Any, Final
 import msgspec
 
 from logbun_logging.errors import RejectedEventsError
-from logbun_logging.event import FIELD_NAMES, AuditEvent
+from logbun_logging.event import FIELD_NAMES, OBJECT_FIELDS, AuditEvent
 
 __all__ = [
     "CODECS",
     "COLUMNS",
     "COLUMN_TYPES",
     "EPOCH",
-    "JSON_COLUMNS",
     "Layout",
     "is_month",
     "month_end",
@@ -62,10 +61,9 @@ COLUMN_TYPES: Final = {name: _SPECIAL.get(name, "Nullable(String)") for name in 
 #: halve it. The others keep the server's own choice, which unpacks faster.
 CODECS: Final = {
     "created_at": "Delta, ZSTD(1)",
-    **dict.fromkeys(("id", "request_id", "old_values", "new_values", "metadata"), "ZSTD(1)"),
+    **dict.fromkeys(("id", "request_id", *OBJECT_FIELDS), "ZSTD(1)"),
 }
 
-JSON_COLUMNS: Final = frozenset({"old_values", "new_values", "metadata"})
 _REQUIRED: Final = frozenset({"id", "action", "actor_id"})
 
 #: Filtered fields with many values. A filter over 8,192 rows lets ClickHouse pass over them.
@@ -281,7 +279,7 @@ def to_columns(events: Sequence[AuditEvent]) -> list[Sequence[Any]]:
 def _column(name: str, values: Sequence[Any]) -> Sequence[Any]:
     if name == "created_at":
         return [to_micros(value) for value in values]
-    if name in JSON_COLUMNS:
+    if name in OBJECT_FIELDS:
         return [None if value is None else _encode(value) for value in values]
     kinds = {str} if name in _REQUIRED else {str, type(None)}
     if not kinds.issuperset(map(type, values)):
