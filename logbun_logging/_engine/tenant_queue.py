@@ -9,8 +9,8 @@ from logbun_logging.event import Entry
 
 __all__ = ["BatchGroup", "TenantQueue"]
 
-#: A tenant is stalled after so many seconds without its turn, or with an insert that does not end.
-#: Until then a full buffer is a burst, and a burst is not an outage.
+#: Seconds after which a tenant counts as stalled: it had no turn, or its insert has not ended.
+#: A full buffer before that is a burst, not an outage.
 _STALLED_AFTER: Final = 2.0
 
 

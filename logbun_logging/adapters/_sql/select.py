@@ -140,7 +140,7 @@ def _action_condition(filters: Filters) -> tuple[list[str], list[str | bytes]]:
 def _after_prefix(prefix: str) -> str | bytes:
     """Return the smallest text that is greater than all with *prefix* (in order of code points).
 
-    Where there is none, it is an empty blob: SQLite sorts every blob after every text.
+    If no text is greater, return an empty blob: SQLite sorts every blob after every text.
     """
     for end in range(len(prefix) - 1, -1, -1):
         point = ord(prefix[end]) + 1
